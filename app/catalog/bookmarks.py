@@ -1,0 +1,185 @@
+"""Bookmarks: where the page at an offset begins.
+
+Clerk pages by offset and names no session, so a walk is recognised by the offset it asks for. Of several bookmarks
+at that offset: those not past before those that are, those of the last hour before older ones, and of these the
+smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out deletes it from the shop.
+
+A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
+one past at the offset of the page that wrote it, the one with the largest key; the empty answer makes its end mark
+past as well. Nothing of this is kept in the process: another one may have served the page before.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from app.catalog.pool import LOST, Patience, Pool
+from app.catalog.reader import Position
+from app.catalog.source import Source
+
+T = TypeVar("T")
+
+KEPT_HOURS = 24
+WALKS_KEPT_DAYS = 30
+
+
+class Bookmark(msgspec.Struct, frozen=True):
+    """A bookmark that was found. `position` is None for an end mark."""
+
+    id: int
+    walk: int
+    position: Position | None
+
+
+class Bookmarks:
+    """Finds and writes bookmarks in `clerk_feed`, durably, and waits for a database that is away."""
+
+    def __init__(self, pool: Pool, resume_seconds: float) -> None:
+        self._pool = pool
+        self._resume_seconds = resume_seconds
+
+    async def find(self, source: Source, offset: int, *, incremental: bool) -> Bookmark | None:
+        """The bookmark a page at this offset starts from. Raises Refusal when the database stays away."""
+        row = await self._patiently(
+            lambda connection: connection.fetchrow(
+                _FIND.format(key=_ordered_key(source)),
+                source.store,
+                source.feed,
+                incremental,
+                offset,
+                source.key.family,
+            )
+        )
+        if row is None:
+            return None
+        position = None if row["is_end"] else Position(row["key"], row["modified_at"])
+        return Bookmark(row["id"], row["walk"], position)
+
+    async def turn(
+        self,
+        source: Source,
+        *,
+        incremental: bool,
+        offset: int,
+        limit: int,
+        start: Bookmark | None,
+        reached: Position | None,
+    ) -> int:
+        """Record that the page at `offset` was made, from `start` (None at offset 0) up to `reached` (None: the end).
+
+        Durable on return. Answers the walk's number. Raises Refusal when the database stays away.
+        """
+        walk: int = await self._patiently(
+            lambda connection: connection.fetchval(
+                _TURN.format(key=_ordered_key(source, " desc")),
+                source.store,
+                source.feed,
+                incremental,
+                offset,
+                offset + limit,
+                reached.key if reached else None,
+                source.key.family,
+                reached.modified_at if reached else None,
+                start.id if start else None,
+                start.walk if start else None,
+            )
+        )
+        return walk
+
+    async def finish(self, source: Source, start: Bookmark, *, incremental: bool, offset: int) -> None:
+        """Record that the empty answer at an end mark was made."""
+
+        async def mark(connection: Any) -> None:
+            async with connection.transaction():
+                written_by = await connection.fetchval(_USE, start.id)
+                if written_by is None:
+                    return  # a retry: it was counted the first time
+                feed = (source.store, source.feed, incremental)
+                arrived = _ARRIVED.format(key=_ordered_key(source, " desc"))
+                await connection.execute(arrived, *feed, written_by, source.key.family)
+                await connection.execute(_END_PAST, *feed, offset, start.id)
+
+        await self._patiently(mark)
+
+    async def sweep(self) -> int:
+        """Delete what is older than a day; how many bookmarks that were."""
+        result: str = await self._patiently(lambda connection: connection.execute(_SWEEP))
+        return int(result.rsplit(maxsplit=1)[-1])
+
+    async def _patiently(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        patience = Patience(self._resume_seconds)
+        while True:
+            try:
+                async with self._pool.connection() as connection:
+                    return await work(connection)
+            except LOST as error:
+                # A statement whose answer was lost may have been committed. Twice is harmless: it is what a
+                # retried page does.
+                await patience.wait(error)
+
+
+def _ordered_key(source: Source, direction: str = "") -> str:
+    return f"b.key::{source.key.family}{source.key.order}{direction}"
+
+
+_FIND = """
+select b.id, b.walk, b.is_end, b.key, b.modified_at::text as modified_at
+from clerk_feed.bookmark as b
+where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5
+  and b.written > now() - interval '%d hours'
+order by b.past, b.written < now() - interval '1 hour', b.is_end, b.modified_at nulls first, {key}
+limit 1
+""".replace("%d", str(KEPT_HOURS))
+
+_USE = "update clerk_feed.bookmark set used = true where id = $1 and not used returning written_by"
+
+_ARRIVED = """
+update clerk_feed.bookmark
+set past = true
+where id = (
+  select b.id
+  from clerk_feed.bookmark as b
+  where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5 and not b.past
+  order by b.is_end desc, b.modified_at desc nulls last, {key}
+  limit 1
+)
+"""
+
+# One statement, so that a page costs one round trip and one commit beside its rows.
+_TURN = f"""
+with started as (
+  update clerk_feed.bookmark set used = true where id = $9 and not used returning written_by
+), arrived as (
+  {_ARRIVED.replace("$4", "(select written_by from started)").replace("$5", "$7")}
+), begun as (
+  insert into clerk_feed.walk (store, feed, incremental)
+  select $1, $2, $3 where $10::bigint is null
+  returning id
+)
+insert into clerk_feed.bookmark
+  (walk, store, feed, incremental, written_by, at, key, key_family, modified_at, is_end)
+select
+  coalesce($10::bigint, (select id from begun)),
+  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null
+returning walk
+"""
+
+_END_PAST = """
+update clerk_feed.bookmark
+set past = true
+where id = (
+  select b.id
+  from clerk_feed.bookmark as b
+  where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.is_end and not b.past
+  order by b.id = $5 desc
+  limit 1
+)
+"""
+
+_SWEEP = f"""
+with walks as (
+  delete from clerk_feed.walk where started < now() - interval '{WALKS_KEPT_DAYS} days'
+)
+delete from clerk_feed.bookmark where written < now() - interval '{KEPT_HOURS} hours'
+"""

@@ -1,0 +1,198 @@
+"""Connections to the shop's database.
+
+Values arrive the way they are served: numeric, json and jsonb as the text PostgreSQL sent (msgspec.Raw), timestamps
+and dates as unix seconds. So no row is touched by Python between the socket and the encoder.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from app.protocol.problems import BUSY, DATABASE_UNAVAILABLE, Refusal
+from app.settings import Database
+from app.status.events import Emit, PoolExhausted
+
+Connection = asyncpg.Connection
+
+LOST = (
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    OSError,
+)
+"""What a lost, refused or restarting database raises (seen with asyncpg 0.32; OSError includes TimeoutError)."""
+
+_ACQUIRE_SECONDS = 10.0
+_CONNECT_SECONDS = 10.0
+_EPOCH_SECONDS = 946_684_800  # PostgreSQL counts from 2000-01-01
+_EPOCH_DAYS = 10_957
+_INFINITE_TIME = (2**63 - 1, -(2**63))
+_INFINITE_DATE = (2**31 - 1, -(2**31))
+
+
+class Pool:
+    """A bounded pool. Waiting for a place in it is bounded too."""
+
+    def __init__(self, pool: asyncpg.Pool, emit: Emit) -> None:
+        self._pool = pool
+        self._emit = emit
+
+    @classmethod
+    async def open(cls, dsn: str, settings: Database, emit: Emit) -> "Pool":
+        """Connect. Raises what asyncpg raises when the database refuses or can't be reached."""
+        statement_ms = int(settings.statement_timeout.seconds * 1000)
+        pool = await asyncpg.create_pool(
+            dsn,
+            min_size=1,
+            max_size=settings.pool_size,
+            init=_prepare_codecs,
+            reset=_keep,
+            timeout=_CONNECT_SECONDS,
+            # A frozen backend enforces no statement_timeout: ours is the last resort.
+            command_timeout=settings.statement_timeout.seconds + 5,
+            max_cached_statement_lifetime=0,
+            server_settings={
+                "application_name": "clerk-feed",
+                "statement_timeout": str(statement_ms),
+                "idle_in_transaction_session_timeout": str(statement_ms),
+                "timezone": "UTC",
+                "datestyle": "ISO",
+                # Compiling a page's plan takes longer than running it.
+                "jit": "off",
+            },
+        )
+        return cls(pool, emit)
+
+    async def take(self) -> Any:
+        """A connection, to be given back. Raises Refusal(BUSY) when none becomes free in time."""
+        try:
+            return await self._pool.acquire(timeout=_ACQUIRE_SECONDS)
+        except TimeoutError:
+            size = self._pool.get_max_size()
+            if self._pool.get_idle_size() > 0 or self._pool.get_size() < size:
+                raise  # there was a place, but PostgreSQL did not answer
+            self._emit(PoolExhausted(waited=_ACQUIRE_SECONDS, size=size))
+            raise Refusal(
+                BUSY,
+                f"All {size} database connections were in use for {_ACQUIRE_SECONDS:g} s.",
+                headers={"Retry-After": "5"},
+            ) from None
+
+    async def give_back(self, connection: Any, *, broken: bool = False) -> None:
+        """Return a connection. A broken one is thrown away: waiting for a frozen backend would hang."""
+        if broken or connection.is_closed() or connection.is_in_transaction():
+            connection.terminate()
+        await self._pool.release(connection)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection for a block. After an error that may have left it in mid-talk it is thrown away."""
+        connection = await self.take()
+        broken = True
+        try:
+            yield connection
+            broken = False
+        except (asyncpg.PostgresError, Refusal):
+            broken = False
+            raise
+        finally:
+            await self.give_back(connection, broken=broken)
+
+    def idle(self) -> int:
+        """Connections that are open and in nobody's hands."""
+        return int(self._pool.get_idle_size())
+
+    def size(self) -> int:
+        return int(self._pool.get_size())
+
+    async def close(self) -> None:
+        """Close gracefully, or after a few seconds in any case."""
+        try:
+            await asyncio.wait_for(self._pool.close(), 5)
+        except (TimeoutError, *LOST):
+            self._pool.terminate()
+
+
+def unavailable(error: BaseException) -> Refusal:
+    """The refusal for a database that is not there. The error's text may name hosts, so it stays in the log."""
+    return Refusal(
+        DATABASE_UNAVAILABLE,
+        f"The database could not be reached ({type(error).__name__}).",
+        headers={"Retry-After": "10"},
+    )
+
+
+class Patience:
+    """How long to go on trying while the database is away: bounded, with growing pauses."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Something worked: the next failure starts a new count."""
+        self._since: float | None = None
+        self.attempts = 0
+
+    async def wait(self, error: BaseException) -> None:
+        """Pause before the next attempt. Raises the refusal for a missing database when patience is over."""
+        now = asyncio.get_running_loop().time()
+        self._since = now if self._since is None else self._since
+        pause = min(0.05 * 2**self.attempts, 2.0) * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)
+        if now + pause > self._since + self._seconds:
+            raise unavailable(error) from error
+        self.attempts += 1
+        await asyncio.sleep(pause)
+
+
+async def _keep(connection: Any) -> None:
+    """Nothing to reset: we set no session state, and asyncpg's own reset costs a round trip a page."""
+
+
+async def _prepare_codecs(connection: Any) -> None:
+    def codec(name: str, decoder: Callable[[Any], Any], wire: str) -> Any:
+        return connection.set_type_codec(name, schema="pg_catalog", decoder=decoder, encoder=_refuse, format=wire)
+
+    await codec("numeric", msgspec.Raw, "text")
+    await codec("json", _json, "binary")
+    await codec("jsonb", _jsonb, "binary")
+    await codec("timestamptz", _seconds, "tuple")
+    await codec("timestamp", _seconds, "tuple")
+    await codec("date", _day_seconds, "tuple")
+
+
+def _refuse(value: object) -> object:
+    raise TypeError(f"no parameter is ever of this type: {type(value).__name__}")
+
+
+def _seconds(value: tuple[int]) -> int | None:
+    microseconds = value[0]
+    if microseconds in _INFINITE_TIME:
+        return None
+    return microseconds // 1_000_000 + _EPOCH_SECONDS
+
+
+def _day_seconds(value: tuple[int]) -> int | None:
+    days = value[0]
+    return None if days in _INFINITE_DATE else (days + _EPOCH_DAYS) * 86_400
+
+
+def _json(value: bytes) -> msgspec.Raw | None:
+    # Inside a JSON string a line break is always escaped, so a raw one stands between tokens.
+    if b"\n" in value or b"\r" in value:
+        value = value.replace(b"\n", b" ").replace(b"\r", b" ")
+    return None if value.strip() == b"null" else msgspec.Raw(value)
+
+
+def _jsonb(value: bytes) -> msgspec.Raw | None:
+    # One version byte precedes the text; PostgreSQL writes jsonb without line breaks.
+    return None if value[1:] == b"null" else msgspec.Raw(value[1:])

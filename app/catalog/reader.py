@@ -1,0 +1,346 @@
+"""Reading a source from a position on, in batches, by key.
+
+Memory is bounded: a batch is at most 1000 rows or about 8 MB, by the sizes seen so far. A slow reader of ours holds
+no connection: a cursor is closed when its lease is over and reopened after the last key. So it is when the database
+goes away in the middle.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+import asyncpg
+import msgspec
+
+from app.catalog.pool import LOST, Patience, Pool
+from app.catalog.source import CHANGED, Source, Sources
+from app.protocol.problems import ITEM_INVALID, PARAMETER_INVALID, SOURCE_FAILED, Refusal
+from app.protocol.wire import Invalid
+from app.settings import Database, Store
+from app.status.events import Emit, ItemsInvalid, Resumed, SourceChanged, SourceFailed
+
+CHUNK_BYTES = 8_000_000
+_BATCH_ROWS = 1000
+_FIRST_ROWS = 8
+"""Rows of the very first fetch of a source, whose sizes nobody has seen yet."""
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in the order of a walk: behind the item with this key.
+
+    Incremental walks go by (modified_at, id), with items without a modified_at first.
+    """
+
+    key: str
+    modified_at: str | None = None
+    """As PostgreSQL writes a timestamptz, microseconds included; None in full walks and for undated items."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """What to read of a source."""
+
+    after: Position | None = None
+    since: float | None = None
+    """Unix seconds; makes the read incremental."""
+    skip: int = 0
+    """Rows to count off first: the plain OFFSET of a page that belongs to no walk."""
+    from_client: bool = False
+    """Whether `after` is what a client wrote, so that it may be no key at all."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Some items, and how far they reach."""
+
+    items: list[Any]
+    invalid: list[Invalid]
+    position: Position
+    source: Source
+
+
+class Reader:
+    """Reads sources. One for the whole service."""
+
+    def __init__(self, pool: Pool, sources: Sources, settings: Database, emit: Emit) -> None:
+        self._pool = pool
+        self._sources = sources
+        self._settings = settings
+        self._emit = emit
+        self._row_bytes: dict[tuple[str, str], float] = {}
+
+    def seen(self, source: Source, items: int, size: int) -> None:
+        """Learn how large a source's items are: `size` bytes for `items` of them."""
+        if items:
+            place = (source.store, source.feed)
+            # Large ones are remembered, and forgotten slowly: a batch of them must not come as a surprise.
+            self._row_bytes[place] = max(size / items, self._row_bytes.get(place, 0.0) * 0.9)
+
+    async def batches(self, store: Store, source: Source, span: Span, limit: int | None) -> AsyncIterator[Batch]:
+        """The valid items of a span in order, up to `limit` of them, however many invalid ones lie between.
+
+        Resumes after the last item when the database goes away, for as long as resume_for. Raises Refusal.
+        """
+        patience = Patience(self._settings.resume_for.seconds)
+        described_again = False
+        left = limit
+        parts = _parts(span)
+        while parts:
+            try:
+                async for rows in self._rows(source, parts[0], left):
+                    patience.reset()
+                    described_again = False
+                    batch, rest = self._sorted(store, source, rows, parts[0], left)
+                    parts[0] = rest
+                    if left is not None:
+                        left -= len(batch.items)
+                    if batch.items or batch.invalid:
+                        yield batch
+                    if left == 0:
+                        return
+                parts.pop(0)
+            except CHANGED as error:
+                if described_again:
+                    raise self._failed(source, parts[0], error) from error
+                described_again = True
+                self._emit(SourceChanged(store=store.name, feed=source.feed, cause=type(error).__name__))
+                source = await self._sources.again(store, source.feed)
+                if span.since is not None and not source.has_modified_at:
+                    raise self._failed(source, parts[0], error) from error
+            except LOST as error:
+                await patience.wait(error)
+                self._emit(
+                    Resumed(
+                        store=store.name,
+                        feed=source.feed,
+                        cause=type(error).__name__,
+                        attempt=patience.attempts,
+                    )
+                )
+            except asyncpg.PostgresError as error:
+                raise self._failed(source, parts[0], error) from error
+
+    def _sorted(
+        self, store: Store, source: Source, rows: Sequence[Any], part: "_Part", left: int | None
+    ) -> tuple[Batch, "_Part"]:
+        """The batch of some rows, cut where the page is full, and what is left of the part after it."""
+        items = source.encoder.items(rows if not part.dated_key else [row[:-1] for row in rows])
+        if left is not None and len(items.valid) > left:
+            rows = rows[: items.rows_of(left)]
+            items = items.first(left)
+        if items.invalid:
+            found = tuple((item.id, item.missing) for item in items.invalid)
+            self._emit(ItemsInvalid(store=store.name, feed=source.feed, items=found))
+            if store.feed(source.feed).strict:
+                first = items.invalid[0]
+                raise Refusal(
+                    ITEM_INVALID,
+                    f"The item with id {first.id!r} of {source.feed} lacks {', '.join(first.missing)}.",
+                )
+        rest = part.behind(rows)
+        assert rest.after is not None
+        return Batch(items.valid, items.invalid, rest.after, source), rest
+
+    async def _rows(self, source: Source, part: "_Part", left: int | None) -> AsyncIterator[Sequence[Any]]:
+        """The rows of a part from its position on, in non-empty lists, until there are no more.
+
+        Whoever has enough stops asking: rows beyond `left` are read only to replace invalid ones.
+        """
+        limit = left
+        while True:
+            count = 0
+            per_fetch = self._rows_per_fetch(source)
+            sql, arguments = _statement(source, part, limit)
+            if limit is not None and limit <= per_fetch:
+                async with self._pool.connection() as connection:
+                    rows = await connection.fetch(sql, *arguments)
+                if rows:
+                    count = len(rows)
+                    part = part.behind(rows)
+                    yield rows
+                ended = count < limit
+            else:
+                cursor = LeasedCursor(self._pool, sql, arguments, self._settings.cursor_lease.seconds)
+                try:
+                    while rows := await cursor.fetch(self._rows_per_fetch(source)):
+                        count += len(rows)
+                        part = part.behind(rows)
+                        yield rows
+                    ended = rows is not None and (limit is None or count < limit)
+                finally:
+                    await cursor.close()
+            if ended:
+                return
+            if limit is not None:
+                limit = limit - count or _BATCH_ROWS
+
+    def _rows_per_fetch(self, source: Source) -> int:
+        row_bytes = self._row_bytes.get((source.store, source.feed))
+        if row_bytes is None:
+            return _FIRST_ROWS
+        return max(1, min(_BATCH_ROWS, int(CHUNK_BYTES / max(row_bytes, 1))))
+
+    def _failed(self, source: Source, part: "_Part", error: BaseException) -> Refusal:
+        after = part.after.key if part.after else None
+        if isinstance(error, asyncpg.InvalidTextRepresentationError) and part.from_client:
+            return Refusal(PARAMETER_INVALID, f"after={after!r}: it is not a key of this feed.")
+        self._emit(
+            SourceFailed(
+                store=source.store,
+                feed=source.feed,
+                after=after,
+                sqlstate=getattr(error, "sqlstate", None),
+                message=str(error),
+            )
+        )
+        behind = f"after the item with id {after!r}" if after is not None else "from the first item on"
+        return Refusal(
+            SOURCE_FAILED,
+            f"Reading {source.feed} of {source.store} {behind} failed with SQLSTATE"
+            f" {getattr(error, 'sqlstate', None)}.",
+        )
+
+
+class LeasedCursor:
+    """A server-side cursor that gives its connection back when its lease is over, whoever is slow."""
+
+    def __init__(self, pool: Pool, sql: str, arguments: Sequence[Any], lease_seconds: float) -> None:
+        self._pool = pool
+        self._sql = sql
+        self._arguments = arguments
+        self._lease_seconds = lease_seconds
+        self._lock = asyncio.Lock()
+        self._connection: Any = None
+        self._cursor: Any = None
+        self._lease: asyncio.Task[None] | None = None
+        self._over = False
+
+    async def fetch(self, count: int) -> Sequence[Any] | None:
+        """The next rows, at most `count`, fewer only at the end; None when the lease is over."""
+        async with self._lock:
+            if self._over:
+                return None
+            started = asyncio.get_running_loop().time()
+            try:
+                if self._connection is None:
+                    await self._open()
+                rows: Sequence[Any] = await self._cursor.fetch(count)
+            except BaseException:
+                await self._release(broken=True)
+                raise
+            if self._lease is None:
+                # A statement that sorts everything first must not be started over all the time.
+                first_row = asyncio.get_running_loop().time() - started
+                seconds = max(self._lease_seconds, 4 * first_row)
+                self._lease = asyncio.create_task(self._expire(seconds))
+            return rows
+
+    async def close(self) -> None:
+        # The lock first: a lease that is just ending must not be cancelled in the middle.
+        async with self._lock:
+            if self._lease is not None:
+                self._lease.cancel()
+            await self._release()
+
+    async def _open(self) -> None:
+        self._connection = await self._pool.take()
+        # One round trip instead of the two that asyncpg's transaction() takes to begin and to say how.
+        await self._connection.execute("begin isolation level repeatable read read only")
+        self._cursor = await self._connection.cursor(self._sql, *self._arguments)
+
+    async def _expire(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        async with self._lock:
+            self._over = True
+            await self._release()
+
+    async def _release(self, *, broken: bool = False) -> None:
+        self._over = True
+        connection, self._connection, self._cursor = self._connection, None, None
+        if connection is None:
+            return
+        clean = False
+        try:
+            if not broken:
+                with suppress(*LOST, asyncpg.PostgresError):
+                    await connection.execute("rollback")
+                    clean = True
+        finally:
+            await self._pool.give_back(connection, broken=not clean)
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """A run of rows in one order.
+
+    A full walk is one part. An incremental one is two, the undated items and the dated ones, so that an index on
+    (modified_at, id) serves both. A page found by counting takes both at once: it sorts anyway.
+    """
+
+    order: Literal["key", "undated", "dated", "counted"]
+    after: Position | None = None
+    since: float | None = None
+    skip: int = 0
+    from_client: bool = False
+
+    @property
+    def dated_key(self) -> bool:
+        return self.order != "key"
+
+    def behind(self, rows: Sequence[Any]) -> "_Part":
+        """What is left of the part after these rows."""
+        last = rows[-1]
+        after = Position(str(last[1]), last[-1] if self.dated_key else None)
+        return msgspec.structs.replace(self, after=after, skip=0)
+
+
+def _parts(span: Span) -> list[_Part]:
+    after = span.after
+    if span.since is None:
+        return [_Part("key", after, skip=span.skip, from_client=span.from_client)]
+    if span.skip:
+        return [_Part("counted", since=span.since, skip=span.skip)]
+    if after is not None and after.modified_at is not None:
+        return [_Part("dated", after, span.since)]
+    return [_Part("undated", after), _Part("dated", since=span.since)]
+
+
+def _statement(source: Source, part: _Part, limit: int | None) -> tuple[str, list[Any]]:
+    """The SQL that reads a part, and its arguments.
+
+    The bare name in ORDER BY would mean the output column: id::text sorts otherwise, so every name is qualified.
+    LIMIT is written out, because as a parameter the planner would take it for a tenth of the table.
+    """
+    arguments: list[Any] = []
+
+    def argument(value: Any) -> str:
+        arguments.append(value)
+        return f"${len(arguments)}"
+
+    def key(value: str) -> str:
+        if source.key.family == "int8":
+            return f"{argument(int(value))}::int8"
+        return f"{argument(value)}::text::{source.key.family}"
+
+    after, order = part.after, 's."modified_at", s."id"'
+    present = 's."id" is not null'
+    recent = f's."modified_at" >= to_timestamp({argument(part.since)}::float8)' if part.since is not None else ""
+    if after is not None and after.modified_at is not None:
+        arguments.clear()
+        where = f'(s."modified_at", s."id") > ({argument(after.modified_at)}::text::timestamptz, {key(after.key)})'
+    elif part.order == "key":
+        where = f's."id" > {key(after.key)}' if after else present
+        order = 's."id"'
+    elif part.order == "undated":
+        where = 's."modified_at" is null and ' + (f's."id" > {key(after.key)}' if after else present)
+    elif part.order == "dated":
+        where = f"{recent} and {present}"
+    else:
+        undated = 's."modified_at" is null' + (f' and s."id" > {key(after.key)}' if after else "")
+        where = f"({undated} or {recent}) and {present}"
+        order = 's."modified_at" nulls first, s."id"'
+    select = source.select if part.order == "key" else source.select_dated
+    sql = f"{select}\nwhere {where}\norder by {order}"
+    if limit is not None:
+        sql += f"\nlimit {int(limit)}"
+    if part.skip:
+        sql += f"\noffset {argument(part.skip)}::int8"
+    return sql, arguments

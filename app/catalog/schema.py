@@ -1,0 +1,89 @@
+"""Our own schema `clerk_feed`: numbered migrations, applied in order, once, by whoever comes first."""
+
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from app.catalog.source import quoted
+
+SQL_FOLDER = next(
+    folder
+    for folder in (Path(__file__).parent.parent / "sql", Path(__file__).parent.parent.parent / "sql")
+    if folder.is_dir()
+)
+"""Inside the package where it is installed, beside it in a checkout."""
+
+_LOCK = 0x636C65726B  # "clerk"
+
+
+class SchemaError(Exception):
+    """Our schema can't be used. The message says what a DBA must do."""
+
+
+class Migration(msgspec.Struct, frozen=True):
+    number: int
+    name: str
+    sql: str
+
+
+def migrations(folder: Path = SQL_FOLDER) -> list[Migration]:
+    """The migrations of a folder, `NNN_name.sql`, in order."""
+    found = []
+    for path in sorted(folder.glob("[0-9][0-9][0-9]_*.sql")):
+        found.append(Migration(int(path.name[:3]), path.stem[4:], path.read_text(encoding="utf-8")))
+    return found
+
+
+async def migrate(connection: Any, wanted: list[Migration] | None = None) -> list[Migration]:
+    """Bring `clerk_feed` up to date, under an advisory lock and in one transaction; what was applied.
+
+    Raises SchemaError where the role lacks the rights, or where the schema is newer than this program.
+    """
+    wanted = migrations() if wanted is None else wanted
+    try:
+        async with connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+            if not await connection.fetchval("select to_regnamespace('clerk_feed') is not null"):
+                await connection.execute("create schema clerk_feed")
+            if not await connection.fetchval("select to_regclass('clerk_feed.migration') is not null"):
+                await connection.execute(_MIGRATION_TABLE)
+            done = await connection.fetchval("select coalesce(max(number), 0) from clerk_feed.migration")
+            newest = wanted[-1].number
+            if done > newest:
+                raise SchemaError(
+                    f"The schema clerk_feed is at migration {done}; this version of clerk-feed knows up to {newest}."
+                    " Run the newer version again, or drop the schema: it holds no data of the shop."
+                )
+            applied = [migration for migration in wanted if migration.number > done]
+            for migration in applied:
+                await connection.execute(migration.sql)
+                await connection.execute(
+                    "insert into clerk_feed.migration (number, name) values ($1, $2)",
+                    migration.number,
+                    migration.name,
+                )
+            return applied
+    except asyncpg.InsufficientPrivilegeError as error:
+        role, database = await connection.fetchrow("select current_user::text, current_database()::text")
+        raise SchemaError(
+            f"The role {role} may not create or change the schema clerk_feed ({error}).\n"
+            "Ask a DBA to run this once, then start again:\n\n"
+            f"  {owned_schema(role)}\n\n"
+            f"in the database {database}. The role then owns its own schema and needs only SELECT on the shop's views."
+        ) from None
+
+
+def owned_schema(role: str) -> str:
+    """The SQL that gives a role its own schema, and nothing else."""
+    return f"create schema if not exists clerk_feed authorization {quoted(role)};"
+
+
+_MIGRATION_TABLE = """
+create table clerk_feed.migration (
+  number integer primary key,
+  name text not null,
+  applied timestamptz not null default now()
+)
+"""

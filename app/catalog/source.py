@@ -1,0 +1,337 @@
+"""Sources: a relation that serves a feed, as PostgreSQL describes it.
+
+Described from the catalog of PostgreSQL, never guessed: every column with its type, and from them the SELECT list.
+The description is made anew when a walk begins and when a statement fails because the relation changed.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from app.catalog.pool import LOST, Patience, Pool
+from app.protocol.feeds import REQUIRED, FeedName
+from app.protocol.problems import FEED_MISSING, SOURCE_UNUSABLE, Refusal
+from app.protocol.wire import ItemEncoder
+from app.settings import Store, relation_parts
+
+_FRESH_SECONDS = 2.0
+
+CHANGED = (
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.DatatypeMismatchError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
+"""What a statement raises when its relation is no longer the one described."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column of a source: its name and its type, domains resolved to what they are based on."""
+
+    name: str
+    type: str
+    """Name of the base type in pg_type, without brackets: int4, text, my_enum."""
+    shown_type: str
+    kind: str
+    """pg_type.typtype of the base type: b(ase), e(num), c(omposite), r(ange)."""
+    is_array: bool
+    is_domain: bool
+    collation: str | None
+    """Quoted name of the collation, None where the type has none or it is the default."""
+
+
+class Relation(msgspec.Struct, frozen=True):
+    """The schema and the name of a relation, as PostgreSQL spells them."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+
+class Key(msgspec.Struct, frozen=True):
+    """The id column as the key that pages walk by."""
+
+    family: str
+    """int8, text, bpchar, citext or uuid: what a key given as text is cast to."""
+    order: str
+    """What to put behind an expression of the family so that it sorts as the column does."""
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A relation that serves a feed: how to read it and how to encode it."""
+
+    store: str
+    feed: FeedName
+    relation: Relation
+    key: Key
+    attributes: tuple[str, ...]
+    select: str
+    """SELECT list and FROM; the relation's alias is s, the plain flag comes first, then the attributes, id first."""
+    select_dated: str
+    """The same with modified_at as text at the end; empty where the source has no modified_at."""
+    encoder: ItemEncoder
+
+    @property
+    def has_modified_at(self) -> bool:
+        return bool(self.select_dated)
+
+
+class Sources:
+    """Describes sources, and remembers the descriptions."""
+
+    def __init__(self, pool: Pool, resume_seconds: float) -> None:
+        self._pool = pool
+        self._resume_seconds = resume_seconds
+        self._described: dict[tuple[str, FeedName], tuple[float, Source]] = {}
+        self._locks: dict[tuple[str, FeedName], asyncio.Lock] = {}
+
+    async def of(self, store: Store, feed: FeedName, *, fresh: bool = False) -> Source:
+        """The source of a feed. `fresh` when a walk begins: then a description older than 2 s is made anew.
+
+        Raises Refusal: FEED_MISSING where the relation does not exist, SOURCE_UNUSABLE where it can't be served,
+        DATABASE_UNAVAILABLE when the database stays away.
+        """
+        place = (store.name, feed)
+        known = self._described.get(place)
+        if known and (not fresh or time.monotonic() - known[0] < _FRESH_SECONDS):
+            return known[1]
+        async with self._locks.setdefault(place, asyncio.Lock()):
+            known = self._described.get(place)
+            if known and fresh and time.monotonic() - known[0] < _FRESH_SECONDS:
+                return known[1]
+            return await self._describe(store, feed)
+
+    async def answer(self) -> None:
+        """Return if the database answers. Raises what asyncpg raises, or Refusal(BUSY)."""
+        async with self._pool.connection() as connection:
+            await connection.fetchval("select 1")
+
+    async def again(self, store: Store, feed: FeedName) -> Source:
+        """Describe anew, whatever is known: a statement has failed."""
+        async with self._locks.setdefault((store.name, feed), asyncio.Lock()):
+            return await self._describe(store, feed)
+
+    async def _describe(self, store: Store, feed: FeedName) -> Source:
+        self._described.pop((store.name, feed), None)
+        patience = Patience(self._resume_seconds)
+        while True:
+            try:
+                async with self._pool.connection() as connection:
+                    source = await describe(connection, store, feed)
+            except LOST as error:
+                await patience.wait(error)
+            else:
+                self._described[store.name, feed] = (time.monotonic(), source)
+                return source
+
+
+def relation_of(store: Store, feed: FeedName) -> Relation:
+    """Where a feed's items come from, by the settings."""
+    configured = store.feed(feed).source
+    return Relation(*relation_parts(configured)) if configured else Relation(store.schema, feed)
+
+
+async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
+    """Read a relation's columns from the catalog and build its SELECT list. Raises Refusal, see Sources.of."""
+    relation = relation_of(store, feed)
+    found = await connection.fetchrow(_RELATION, relation.schema, relation.name)
+    if found is None or not found["is_relation"]:
+        raise await _missing(connection, relation, feed)
+    if not found["readable"]:
+        role = await connection.fetchval("select current_user::text")
+        raise _unusable(
+            f"The role {role} may not read {relation}.",
+            f"grant usage on schema {quoted(relation.schema)} to {quoted(role)};"
+            f" grant select on {relation} to {quoted(role)};",
+        )
+    columns = [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
+    return build(store.name, feed, relation, columns)
+
+
+def build(store: str, feed: FeedName, relation: Relation, columns: list[Column]) -> Source:
+    """The source of described columns. Raises Refusal(SOURCE_UNUSABLE) naming the column and its cure."""
+    by_name = {column.name: column for column in columns}
+    for name in REQUIRED[feed]:
+        if name not in by_name:
+            raise _unusable(
+                f"{relation} has no column {quoted(name)}, which every item of {feed} must have.",
+                f"Add the column {quoted(name)} to {relation}.",
+            )
+    served = [by_name["id"]] + [c for c in columns if c.name not in ("id", "modified_at")]
+    expressions = [f"{_expression(relation, column)} as {quoted(column.name)}" for column in served]
+    flag = " and ".join(_plain_conditions(served, REQUIRED[feed]))
+    select = f"select ({flag}) as plain,\n  " + ",\n  ".join(expressions)
+    start = f"\nfrom {relation} as s"
+    dated = ""
+    if (modified_at := by_name.get("modified_at")) is not None:
+        if modified_at.is_array or modified_at.type not in ("timestamptz", "timestamp"):
+            raise _unusable(
+                f'The column "modified_at" of {relation} is of type {modified_at.shown_type}; it must be timestamptz.',
+                'Cast it in the view, e.g. to_timestamp(x) as "modified_at", or leave it out.',
+            )
+        dated = f'{select},\n  s."modified_at"::timestamptz::text as modified_at_key{start}'
+    attributes = tuple(column.name for column in served)
+    return Source(
+        store=store,
+        feed=feed,
+        relation=relation,
+        key=_key(relation, by_name["id"]),
+        attributes=attributes,
+        select=select + start,
+        select_dated=dated,
+        encoder=ItemEncoder(attributes, REQUIRED[feed]),
+    )
+
+
+def quoted(identifier: str) -> str:
+    """An identifier as SQL spells it, whatever is in it."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+_INTEGERS = {"int2", "int4", "int8"}
+_FLOATS = {"float4", "float8", "numeric"}
+_TIMES = {"timestamptz", "timestamp", "date"}
+_TEXTS = {"text", "varchar", "bpchar", "citext", "name", "uuid"}
+_JSONS = {"json", "jsonb"}
+_SERVED = _INTEGERS | _FLOATS | _TIMES | _TEXTS | _JSONS | {"bool"}
+
+
+def _key(relation: Relation, column: Column) -> Key:
+    if column.is_array or column.type not in _INTEGERS | _TEXTS - {"name"}:
+        raise _unusable(
+            f'The column "id" of {relation} is of type {column.shown_type}; it must be of an integer or text type.',
+            'Cast it in the view, e.g. x::text as "id", and see that an index serves the cast.',
+        )
+    if column.type in _INTEGERS:
+        return Key("int8", "")
+    if column.type == "uuid":
+        return Key("uuid", "")
+    family = column.type if column.type in ("bpchar", "citext") else "text"
+    return Key(family, f" collate {column.collation}" if column.collation else "")
+
+
+def _expression(relation: Relation, column: Column) -> str:
+    """How a column is selected so that its value arrives as it is served."""
+    name = f"s.{quoted(column.name)}"
+    brackets = "[]" if column.is_array else ""
+    if column.kind == "e" or column.type in ("uuid", "bpchar", "citext"):
+        return f"{name}::text{brackets}"
+    if column.type not in _SERVED:
+        raise _unusable(
+            f"The column {quoted(column.name)} of {relation} is of type {column.shown_type}, which has no place in JSON.",
+            f"Cast it in the view, e.g. {quoted(column.name)}::text, or leave it out.",
+        )
+    if column.type == "float4":
+        # Through text: 4.8 is not 4.800000190734863.
+        return f"{name}::text{brackets}::float8{brackets}"
+    # A domain's array keeps the domain's elements, whose codecs asyncpg does not know.
+    return f"{name}::{column.type}{brackets}" if column.is_domain else name
+
+
+def _plain_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
+    """What must hold of a row so that Python needs to look at nothing in it."""
+    conditions = []
+    for column in columns:
+        name = f"s.{quoted(column.name)}"
+        if column.name in required:
+            conditions.append(f"{name} is not null")
+            if column.type in _JSONS and not column.is_array:
+                conditions.append(f"{column.type}_typeof({name}) <> 'null'")
+        if column.is_array:
+            conditions.append(_plain_array(column, name))
+        elif column.type in _FLOATS:
+            # NaN equals itself in PostgreSQL, and Infinity - Infinity is NaN.
+            conditions.append(f"({name} - {name} = 0) is not false")
+        elif column.type in _TIMES and column.name in required:
+            conditions.append(f"isfinite({name})")
+    return conditions
+
+
+def _plain_array(column: Column, name: str) -> str:
+    if column.type in _FLOATS | _TIMES | _JSONS:
+        return f"{name} is null"
+    # array_position refuses arrays of several dimensions, so they are sorted out first.
+    return f"case when array_ndims({name}) > 1 then false else array_position({name}, null) is null end"
+
+
+def _unusable(detail: str, fix: str) -> Refusal:
+    return Refusal(SOURCE_UNUSABLE, detail, fix=fix)
+
+
+async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refusal:
+    columns = ", ".join(REQUIRED[feed])
+    if not await connection.fetchval(
+        "select exists (select from pg_namespace where nspname = $1)", relation.schema
+    ):
+        detail = f"The database has no schema {quoted(relation.schema)}, so no relation {relation}."
+        return Refusal(
+            FEED_MISSING,
+            detail,
+            fix=f"create schema {quoted(relation.schema)}; then create view {relation} with the columns {columns}.",
+        )
+    return Refusal(
+        FEED_MISSING,
+        f"The database has no view or table {relation}.",
+        fix=f"Create view {relation} with the columns {columns}. Or remove the URL from Clerk's Data Sync.",
+    )
+
+
+_RELATION = """
+select
+  c.oid,
+  c.relkind in ('r', 'v', 'm', 'p', 'f') as is_relation,
+  has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select') as readable
+from pg_class as c
+join pg_namespace as n on n.oid = c.relnamespace
+where n.nspname = $1 and c.relname = $2
+"""
+
+# Domains may stand on domains, and an array's elements may be of a domain: two climbs to the base.
+_COLUMNS = """
+with recursive columns as (
+  select
+    a.attnum,
+    a.attname::text as name,
+    a.atttypid,
+    a.attcollation,
+    format_type(a.atttypid, a.atttypmod) as shown_type
+  from pg_attribute as a
+  where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
+), climb as (
+  select attnum, atttypid as type, false as is_array, false as is_domain from columns
+  union all
+  select
+    climb.attnum,
+    case when t.typtype = 'd' then t.typbasetype else t.typelem end,
+    climb.is_array or t.typtype <> 'd',
+    climb.is_domain or t.typtype = 'd'
+  from climb
+  join pg_type as t on t.oid = climb.type
+  where t.typtype = 'd' or t.typcategory = 'A'
+)
+select
+  columns.name,
+  t.typname::text as type,
+  columns.shown_type,
+  t.typtype::text as kind,
+  climb.is_array,
+  climb.is_domain,
+  case
+    when l.collname is null or l.collname = 'default' then null
+    else quote_ident(ln.nspname) || '.' || quote_ident(l.collname)
+  end as collation
+from columns
+join climb on climb.attnum = columns.attnum
+join pg_type as t on t.oid = climb.type and t.typtype <> 'd' and t.typcategory <> 'A'
+left join pg_collation as l on l.oid = columns.attcollation
+left join pg_namespace as ln on ln.oid = l.collnamespace
+order by columns.attnum
+"""

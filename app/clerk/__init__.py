@@ -1,0 +1,1 @@
+"""Calls to Clerk, and as Clerk."""

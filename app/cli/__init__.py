@@ -1,0 +1,21 @@
+"""The command `clerk-feed`: one file a subcommand."""
+
+import click
+
+from app import __version__
+from app.cli.demo import demo
+from app.cli.serve import serve
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="clerk-feed")
+def main() -> None:
+    """Serve a PostgreSQL catalog to Clerk.io's importer.
+
+    Start with 'clerk-feed demo' to see it work on a sample catalog, then write a feed.toml and run
+    'clerk-feed serve'.
+    """
+
+
+main.add_command(serve)
+main.add_command(demo)

@@ -1,0 +1,233 @@
+"""The main path: from an importer's request to the bytes of a feed.
+
+Gate, request, bookmark, reader, wire, response, in this order. Every refusal is a Refusal raised on the way.
+"""
+
+import re
+import time
+from typing import cast
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.access.client import address_of
+from app.access.gate import Gate
+from app.catalog.bookmarks import Bookmark, Bookmarks
+from app.catalog.reader import CHUNK_BYTES, Position, Reader, Span
+from app.catalog.source import Source, Sources
+from app.protocol import request as protocol
+from app.protocol.feeds import FEEDS, FeedName
+from app.protocol.problems import NOT_FOUND, PARAMETER_INVALID, Refusal
+from app.protocol.request import FeedRequest, Format
+from app.protocol.wire import FRAMING, MEDIA_TYPES
+from app.response import Chunks, FeedResponse, Tally
+from app.settings import Store
+from app.status.events import CutOff, Emit, FeedServed, NoModifiedAt, OffsetUnknown, WalkEnded
+
+
+class FeedEndpoint:
+    """Serves `/{store}/{feed}`: one page of a walk, or the whole feed."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        sources: Sources,
+        reader: Reader,
+        bookmarks: Bookmarks,
+        send_seconds: float,
+        emit: Emit,
+    ) -> None:
+        self._gate = gate
+        self._sources = sources
+        self._reader = reader
+        self._bookmarks = bookmarks
+        self._send_seconds = send_seconds
+        self._emit = emit
+
+    async def feed(self, request: Request) -> Response:
+        store = await self._gate.admit(request)
+        feed, suffix = _named(request.path_params["feed"])
+        wanted = protocol.parse(
+            request.url.query,
+            suffix=suffix,
+            accept=request.headers.get("accept", ""),
+            now=time.time(),
+            unit=store.modified_after_unit,
+        )
+        source = await self._sources.of(store, feed, fresh=not wanted.offset and wanted.after is None)
+        answer = Answer(store, source, wanted, self._reader, self._bookmarks, self._emit)
+        answer.writes = request.method != "HEAD"
+
+        def served() -> None:
+            self._emit(answer.record(request.method, address_of(request)))
+
+        def cut_off(cause: str) -> None:
+            self._emit(CutOff(store=store.name, feed=feed, bytes=answer.tally.bytes, cause=cause))
+
+        response = await FeedResponse.begin(
+            answer.chunks(),
+            http_version=request.scope["http_version"],
+            headers=lambda: answer.headers(request.url.path),
+            with_body=request.method != "HEAD",
+            tally=answer.tally,
+            send_seconds=self._send_seconds,
+            served=served,
+            cut_off=cut_off,
+        )
+        return cast("Response", response)  # to Starlette a response is any ASGI application
+
+
+class Answer:
+    """One answer in the making: where it starts, what it holds, and the bookmark it leaves behind."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        wanted: FeedRequest,
+        reader: Reader,
+        bookmarks: Bookmarks,
+        emit: Emit,
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._wanted = wanted
+        self._reader = reader
+        self._bookmarks = bookmarks
+        self._emit = emit
+        self._since = self._changed_since()
+        self._next: str | None = None
+        self.writes = True
+        self.tally = Tally()
+
+    async def chunks(self) -> Chunks:
+        """The answer's bytes. A page's bookmark is durable before its last chunk leaves here."""
+        limit, framing = self._wanted.limit, FRAMING[self._wanted.format]
+        span, start, of_walk = await self._start()
+        if span is None:
+            yield framing.opening + framing.closing
+            return
+        pieces, size, reached = [framing.opening], 0, None
+        async for batch in self._reader.batches(self._store, self._source, span, limit):
+            if size and (limit is None or size >= CHUNK_BYTES):
+                yield b"".join(pieces)
+                pieces, size = [], 0
+            self._source, reached = batch.source, batch.position
+            self.tally.invalid += len(batch.invalid)
+            if not batch.items:
+                continue
+            body = self._source.encoder.encode(batch.items, self._wanted.format)
+            self._reader.seen(self._source, len(batch.items), len(body))
+            if self.tally.items:
+                pieces.append(framing.separator)
+            pieces.append(body)
+            size += len(body)
+            self.tally.items += len(batch.items)
+        await self._turn(start, reached if self.tally.items == limit else None, of_walk=of_walk)
+        pieces.append(framing.closing)
+        yield b"".join(filter(None, pieces))
+
+    async def _start(self) -> tuple[Span | None, Bookmark | None, bool]:
+        """What to read, None at the end of a walk; the bookmark it starts from; whether it is a page of a walk."""
+        wanted, source = self._wanted, self._source
+        if wanted.after is not None:
+            _require_key(source, wanted.after)
+            return Span(Position(wanted.after), from_client=True), None, False
+        if not wanted.offset:
+            return Span(since=self._since), None, wanted.limit is not None
+        incremental = self._since is not None
+        start = await self._bookmarks.find(source, wanted.offset, incremental=incremental)
+        if start is None:
+            self._emit(OffsetUnknown(store=source.store, feed=source.feed, offset=wanted.offset))
+            return Span(since=self._since, skip=wanted.offset), None, False
+        self.tally.walk = start.walk
+        if start.position is not None:
+            return Span(start.position, self._since), start, True
+        if self.writes:
+            await self._bookmarks.finish(source, start, incremental=incremental, offset=wanted.offset)
+        return None, start, True
+
+    async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
+        """Leave the bookmark of the next page, and remember the key for the Link header."""
+        wanted, source = self._wanted, self._source
+        self._next = reached.key if reached and wanted.after is not None else None
+        if not of_walk or not self.writes or wanted.offset is None or wanted.limit is None:
+            return
+        incremental = self._since is not None
+        self.tally.walk = await self._bookmarks.turn(
+            source,
+            incremental=incremental,
+            offset=wanted.offset,
+            limit=wanted.limit,
+            start=start,
+            reached=reached,
+        )
+        if reached is None:
+            self._emit(
+                WalkEnded(
+                    store=source.store,
+                    feed=source.feed,
+                    walk=self.tally.walk,
+                    incremental=incremental,
+                    items=wanted.offset + self.tally.items,
+                )
+            )
+
+    def _changed_since(self) -> float | None:
+        """From when on items count as changed, in unix seconds; None for a full read.
+
+        Moved back by the store's overlap: a transaction that was open across the last sync commits with an older
+        timestamp.
+        """
+        since = self._wanted.modified_after
+        if since is None:
+            return None
+        if not self._source.has_modified_at:
+            self._emit(NoModifiedAt(store=self._store.name, feed=self._source.feed))
+            return None
+        return since - self._store.incremental_overlap.seconds
+
+    def headers(self, path: str) -> list[tuple[bytes, bytes]]:
+        """The headers of the answer, but for its length."""
+        # A cache-everything rule on the way would hand customers to anyone.
+        headers = [(b"content-type", MEDIA_TYPES[self._wanted.format]), (b"cache-control", b"no-store")]
+        headers.append((b"vary", b"accept"))
+        if self._next is not None:
+            target = f"{quote(path)}?limit={self._wanted.limit}&after={quote(self._next, safe='')}"
+            headers.append((b"link", f'<{target}>; rel="next"'.encode()))
+        return headers
+
+    def record(self, method: str, address: str) -> FeedServed:
+        return FeedServed(
+            store=self._store.name,
+            feed=self._source.feed,
+            method=method,
+            address=address,
+            limit=self._wanted.limit,
+            offset=self._wanted.offset,
+            incremental=self._since is not None,
+            walk=self.tally.walk,
+            items=self.tally.items,
+            invalid=self.tally.invalid,
+            bytes=self.tally.bytes,
+            seconds=self.tally.seconds(),
+        )
+
+
+def _named(name: str) -> tuple[FeedName, Format | None]:
+    """The feed and the format that the last part of a path names."""
+    feed, _, suffix = name.partition(".")
+    for known in FEEDS:
+        if feed == known and (suffix in ("json", "ndjson") or name == known):
+            return known, cast("Format", suffix) if suffix else None
+    raise Refusal(NOT_FOUND, f"There is no feed {name[:63]!r}; the feeds are {', '.join(FEEDS)}.")
+
+
+def _require_key(source: Source, after: str) -> None:
+    if source.key.family != "int8":
+        return
+    if not re.fullmatch(r"-?[0-9]{1,19}", after, re.ASCII) or not -(2**63) <= int(after) < 2**63:
+        raise Refusal(
+            PARAMETER_INVALID, f"after={after[:60]!r}: the ids of this feed are whole numbers of 64 bits."
+        )

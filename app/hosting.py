@@ -1,0 +1,91 @@
+"""Sockets and the server behind them: Hypercorn over HTTP/1.1, until told to stop."""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Sequence
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from starlette.types import ASGIApp
+
+from app.settings import Server, split_address
+
+_BACKLOG = 1024
+_KEEP_ALIVE_SECONDS = 75.0
+
+
+class PortTakenError(Exception):
+    """Another program listens on an address."""
+
+
+def listen(address: str, *, user_timeout_seconds: float) -> socket.socket:
+    """A listening socket on 'host:port'. Raises PortTakenError, or OSError where the address is not ours.
+
+    TCP_USER_TIMEOUT is inherited by every accepted connection: the kernel drops a peer that takes nothing for that
+    long. Hypercorn has no such timeout, and would keep the socket with all that waits in it.
+    """
+    host, port = split_address(address)
+    if host is None or port is None:
+        raise ValueError(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_seconds * 1000))
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortTakenError(address) from None
+        raise
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The URL under which a listening socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def host(app: ASGIApp, listeners: Sequence[socket.socket], settings: Server, stop: asyncio.Event) -> None:
+    """Serve an application on listening sockets, which become the server's, until `stop` is set.
+
+    Then connections get shutdown_timeout to finish; what is left is cut off.
+    """
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    config.backlog = _BACKLOG
+    config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
+    config.graceful_timeout = settings.shutdown_timeout.seconds
+    config.alpn_protocols = ["http/1.1"]
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = _server_log()
+    await serve(app, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _server_log() -> logging.Logger:
+    logger = logging.getLogger("clerk-feed.server")
+    logger.setLevel(logging.WARNING)
+    # An exception that reaches Hypercorn is how an answer is cut off; our own events have told of it.
+    logger.addFilter(_not_the_cut)
+    return logger
+
+
+def _not_the_cut(record: logging.LogRecord) -> bool:
+    return "Error in ASGI Framework" not in record.getMessage()

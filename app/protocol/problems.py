@@ -1,0 +1,179 @@
+"""Every refusal and failure a caller can meet: its status, what it means, and the cure.
+
+Rendered as RFC 9457 problem details, and as a page for people at `/-/problems`. Causes and cures follow Clerk's
+guide to sync errors, because its sync log shows no more than the status.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+PROBLEMS_PATH = "/-/problems"
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One kind of refusal: what is always true of it."""
+
+    status: int
+    code: str
+    title: str
+    fix: str
+
+
+class Refusal(Exception):
+    """A problem met by one request.
+
+    `detail` says what was seen this time and must never hold a secret. `headers` go with the answer.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        detail: str,
+        *,
+        fix: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(f"{problem.code}: {detail}")
+        self.problem = problem
+        self.detail = detail
+        self.fix = fix or problem.fix
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, object]:
+        """The members of the problem details object (RFC 9457, with `fix` as our extension)."""
+        return {
+            "type": f"{PROBLEMS_PATH}#{self.problem.code}",
+            "title": self.problem.title,
+            "status": self.problem.status,
+            "detail": self.detail,
+            "fix": self.fix,
+        }
+
+
+PARAMETER_INVALID = Problem(
+    400,
+    "parameter-invalid",
+    "A query parameter is not understood.",
+    "Use limit (1 to 1000) together with offset (0 and up), and modified_after; see the detail for the one at"
+    " fault. Nothing is clamped silently: a client that steps by a limit it did not get would lose items.",
+)
+TOKEN_MISSING = Problem(
+    401,
+    "token-missing",
+    "The header X-Clerk-Authorization did not arrive.",
+    "Clerk sends it with every request of a JSON Feed V2. If Clerk's sync shows this, a proxy on the way strips the"
+    " header: let it through.",
+)
+TOKEN_MALFORMED = Problem(
+    401,
+    "token-malformed",
+    "The header X-Clerk-Authorization is not of the form 'Bearer TOKEN'.",
+    "Clerk sends 'X-Clerk-Authorization: Bearer …'. If something on the way rewrites the header, let it through"
+    " untouched.",
+)
+TOKEN_REJECTED = Problem(
+    401,
+    "token-rejected",
+    "Clerk does not know this token for this store.",
+    "Check that public_key of this store in feed.toml is the public key of the store in my.clerk.io whose Data Sync"
+    " asks for this URL.",
+)
+BASIC_REQUIRED = Problem(
+    401,
+    "basic-required",
+    "This store asks for HTTP authentication, and the request came without it or with the wrong one.",
+    "Put the user name and the password into the import URL in Clerk's Data Sync: https://USER:PASS@host/….",
+)
+NOT_SECURE = Problem(
+    403,
+    "not-secure",
+    "Feeds are served over HTTPS only.",
+    "Ask over https://. Plain HTTP is answered on this machine's own loopback address only, for trying things out.",
+)
+PROXY_NOT_TRUSTED = Problem(
+    403,
+    "proxy-not-trusted",
+    "The request came through a proxy that is not declared.",
+    "This version serves direct connections only: remove the forwarding headers, or ask without the proxy.",
+)
+NOT_FOUND = Problem(
+    404,
+    "not-found",
+    "There is nothing at this address.",
+    "Feeds are at /STORE/products, /STORE/categories, /STORE/orders, /STORE/customers and /STORE/pages, with .json"
+    " or .ndjson added if you like.",
+)
+STORE_UNKNOWN = Problem(
+    404,
+    "store-unknown",
+    "No store of this name is configured.",
+    "The first part of the path is the name of a [stores.<name>] table in feed.toml. Correct the URL in Clerk's Data"
+    " Sync, or add the store.",
+)
+FEED_MISSING = Problem(
+    404,
+    "feed-missing",
+    "The store has no relation for this feed.",
+    "Create the view named in the detail; the page /-/problems and the README show what it needs. Or remove the URL"
+    " from Clerk's Data Sync.",
+)
+METHOD_NOT_ALLOWED = Problem(
+    405,
+    "method-not-allowed",
+    "Feeds are read with GET or HEAD.",
+    "Use GET. Nothing can be written through this service.",
+)
+INTERNAL = Problem(
+    500,
+    "internal-error",
+    "The service failed in a way it did not expect.",
+    "The log has the error under the same time and path. It is worth a report.",
+)
+SOURCE_UNUSABLE = Problem(
+    500,
+    "source-unusable",
+    "The relation behind this feed can't be served as it is.",
+    "Change the view as the detail says, then ask again; no restart is needed.",
+)
+SOURCE_FAILED = Problem(
+    500,
+    "source-failed",
+    "PostgreSQL reported an error while reading this feed.",
+    "The log has the error with its SQLSTATE. Often one row makes an expression of the view fail: a cast, or a"
+    " division by zero.",
+)
+ITEM_INVALID = Problem(
+    500,
+    "item-invalid",
+    "An item lacks a required attribute, and this feed is strict.",
+    "Give the item the attribute, leave it out in the view, or set strict = false to serve the others without it.",
+)
+CLERK_UNREACHABLE = Problem(
+    503,
+    "clerk-unreachable",
+    "Clerk could not be asked whether the token is good.",
+    "Usually temporary. Check that this machine reaches verify_url and that its clock and certificates are right.",
+)
+DATABASE_UNAVAILABLE = Problem(
+    503,
+    "database-unavailable",
+    "The database does not answer.",
+    "Usually temporary: ask again. If it lasts, check that PostgreSQL runs and that dsn in feed.toml is right.",
+)
+BUSY = Problem(
+    503,
+    "busy",
+    "Every database connection is in use.",
+    "Ask again in a moment. If it lasts, raise pool_size in feed.toml, or sync fewer feeds at the same time.",
+)
+VERSION_NOT_SUPPORTED = Problem(
+    505,
+    "http-version",
+    "This HTTP version can't carry the answer safely.",
+    "Speak HTTP/1.1 to this service: in nginx 'proxy_http_version 1.1', in a tunnel turn HTTP/2 to the origin off."
+    " Over HTTP/1.0 a feed that was cut off can't be told from a complete one.",
+)
+
+ALL: tuple[Problem, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Problem))

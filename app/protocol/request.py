@@ -1,0 +1,156 @@
+"""What an importer asks for: the query string and Accept header, read strictly.
+
+Clerk's guide: `limit` is 25 unless given and at most 1000, goes with `offset`, and `modified_after` makes a sync
+incremental. The format of `modified_after` is not documented, so every plausible one is read. What can't be read is
+refused by name: a silent default would make a sync lose items.
+"""
+
+import re
+from datetime import UTC, datetime
+from typing import Literal
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from app.protocol.problems import PARAMETER_INVALID, Refusal
+
+Format = Literal["ndjson", "json"]
+HourUnit = Literal["hours", "days"]
+
+DEFAULT_LIMIT = 25
+MAX_LIMIT = 1000
+MAX_OFFSET = 2**63 - 1
+
+_MAX_UNITS_BACK = 87_600
+_FIRST_SECONDS = 10**8
+_FIRST_MILLISECONDS = 10**11
+_LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
+_KNOWN = ("limit", "offset", "modified_after", "after")
+_SPACE_WAS_PLUS = re.compile(r"^(.+\d\d:?\d\d\S*) (\d\d(?::?\d\d)?)$")
+
+
+class FeedRequest(msgspec.Struct, frozen=True):
+    """One request for a feed, every value checked.
+
+    `limit` is None for the whole feed in one answer. `after` is a key as text, for clients other than Clerk.
+    `modified_after` is in unix seconds, as asked for: the overlap is the store's business.
+    """
+
+    format: Format = "ndjson"
+    limit: int | None = None
+    offset: int | None = None
+    after: str | None = None
+    modified_after: float | None = None
+
+    @property
+    def is_page_of_walk(self) -> bool:
+        return self.limit is not None and self.after is None
+
+
+def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: HourUnit = "hours") -> FeedRequest:
+    """Read a query string.
+
+    `suffix` is the format named by the path, which beats `accept`. `now` is unix seconds, for "hours back".
+    Raises Refusal(PARAMETER_INVALID) naming the parameter, its value and the rule.
+    """
+    values: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _KNOWN:
+            raise _refusal(name, value, f"the parameters are {', '.join(_KNOWN)}")
+        if name in values:
+            raise _refusal(name, value, "it was given twice")
+        if "{{" in value:
+            raise _refusal(name, value, "the placeholder arrived as it is; Clerk's Data Sync replaces it")
+        values[name] = value
+
+    limit = _whole(values, "limit", 1, MAX_LIMIT)
+    offset = _whole(values, "offset", 0, MAX_OFFSET)
+    after = values.get("after")
+    modified_after = None
+    if "modified_after" in values:
+        modified_after = parse_modified_after(values["modified_after"], now=now, unit=unit)
+
+    if after is not None:
+        if offset is not None:
+            raise _refusal("after", after, "it does not go with offset: use one of the two")
+        if modified_after is not None:
+            raise _refusal("after", after, "it does not go with modified_after")
+        if "\x00" in after:
+            raise _refusal("after", after, "a key holds no NUL character")
+        limit = DEFAULT_LIMIT if limit is None else limit
+    elif limit is not None and offset is None:
+        raise _refusal("limit", str(limit), "it goes together with offset: add offset=0 for the first page")
+    elif offset is not None and limit is None:
+        limit = DEFAULT_LIMIT
+    return FeedRequest(
+        format=suffix or format_of(accept),
+        limit=limit,
+        offset=offset,
+        after=after,
+        modified_after=modified_after,
+    )
+
+
+def parse_modified_after(text: str, *, now: float, unit: HourUnit) -> float | None:
+    """Unix seconds, or None where the text means that Clerk's Incremental Time is not set.
+
+    Read: unix seconds (from 1e8), unix milliseconds (from 1e11), ISO 8601 (UTC where it names no zone), and 1 to
+    87600 as hours or days back from `now`. Empty, 0 and null mean a full sync: "0 hours back" would let Clerk
+    delete the whole catalog.
+    """
+    value = text.strip()
+    if value.lower() in ("", "null", "none"):
+        return None
+    if re.fullmatch(r"[0-9]{1,30}(\.[0-9]{1,9})?", value, re.ASCII):
+        return _from_number(float(value), text, now, unit)
+    try:
+        moment = datetime.fromisoformat(_SPACE_WAS_PLUS.sub(r"\1+\2", value))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        rule = "use unix seconds, ISO 8601 such as 2026-01-31T08:00:00Z, or a small number of hours back"
+        raise _refusal("modified_after", text, rule) from None
+
+
+def _from_number(number: float, text: str, now: float, unit: HourUnit) -> float | None:
+    if number == 0:
+        return None
+    if number >= _FIRST_MILLISECONDS:
+        number /= 1000
+    elif number < _FIRST_SECONDS:
+        if number > _MAX_UNITS_BACK or number < 1:
+            rule = f"a small number means {unit} back, from 1 to {_MAX_UNITS_BACK}; unix seconds start at 100000000"
+            raise _refusal("modified_after", text, rule)
+        return now - number * (3600 if unit == "hours" else 86_400)
+    if number > _LAST_SECOND:
+        raise _refusal("modified_after", text, "it lies after the year 9999")
+    return number
+
+
+def format_of(accept: str) -> Format:
+    """The format an Accept header prefers; NDJSON where it says nothing that tells them apart."""
+    quality = {"application/x-ndjson": -1.0, "application/json": -1.0}
+    for part in accept.lower().split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        if media not in quality:
+            continue
+        quality[media] = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q" and re.fullmatch(r"[01](\.[0-9]{0,3})?", value.strip(), re.ASCII):
+                quality[media] = float(value)
+    json, ndjson = quality["application/json"], quality["application/x-ndjson"]
+    return "json" if json > 0 and json > ndjson else "ndjson"
+
+
+def _whole(values: dict[str, str], name: str, least: int, most: int) -> int | None:
+    text = values.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not least <= int(text) <= most:
+        raise _refusal(name, text, f"it must be a whole number from {least} to {most}")
+    return int(text)
+
+
+def _refusal(name: str, value: str, rule: str) -> Refusal:
+    shown = value if len(value) <= 60 else value[:60] + "…"
+    return Refusal(PARAMETER_INVALID, f"{name[:60]}={shown!r}: {rule}.")

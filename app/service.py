@@ -1,0 +1,221 @@
+"""Where the parts are wired together: the only place that knows them all."""
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import asyncpg
+import msgspec
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.access.client import address_of
+from app.access.gate import Gate, require_http_1
+from app.access.tokens import Tokens
+from app.catalog.bookmarks import Bookmarks
+from app.catalog.pool import LOST, Patience, Pool
+from app.catalog.reader import Reader
+from app.catalog.schema import migrate
+from app.catalog.source import Source, Sources
+from app.clerk.api import ClerkApi
+from app.endpoint import FeedEndpoint
+from app.protocol.feeds import FEEDS, FeedName
+from app.protocol.problems import INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
+from app.response import CutOffError
+from app.settings import Settings
+from app.status.events import BookmarksSwept, Emit, Failed, Refused
+from app.status.pages import Pages
+
+_SWEEP_SECONDS = 600.0
+
+
+class StartError(Exception):
+    """The service can't start. The message says why and what to do."""
+
+
+class Service(msgspec.Struct, frozen=True):
+    """A service that is ready to be put behind sockets."""
+
+    app: ASGIApp
+    admin: ASGIApp
+    pool: Pool
+    sources: Sources
+    database: str
+    """What answers, e.g. "PostgreSQL 18.4"."""
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, dsn: str, emit: Emit) -> AsyncIterator[Service]:
+    """Connect, bring our schema up to date, and wire the parts. Raises StartError or SchemaError."""
+    pool = await _connect(settings, dsn, emit)
+    clerk = ClerkApi(settings.access.verify_url, settings.access.verify_timeout.seconds)
+    sweeper: asyncio.Task[None] | None = None
+    try:
+        async with pool.connection() as connection:
+            await migrate(connection)
+            version = await connection.fetchval("show server_version")
+        bookmarks = Bookmarks(pool, settings.database.resume_for.seconds)
+        sources = Sources(pool, settings.database.resume_for.seconds)
+        sweeper = asyncio.create_task(_sweep(bookmarks, emit))
+        yield Service(
+            app=create_app(settings, pool, sources, bookmarks, clerk, emit),
+            admin=create_admin(settings, sources, emit),
+            pool=pool,
+            sources=sources,
+            database=f"PostgreSQL {version.split()[0]}",
+        )
+    finally:
+        if sweeper:
+            sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweeper
+        await clerk.close()
+        await pool.close()
+
+
+def create_app(
+    settings: Settings, pool: Pool, sources: Sources, bookmarks: Bookmarks, clerk: ClerkApi, emit: Emit
+) -> ASGIApp:
+    """The public application: the feeds behind the gate, and the routes that name nothing."""
+    gate = Gate(settings.stores, Tokens(clerk, settings.access, emit))
+    reader = Reader(pool, sources, settings.database, emit)
+    endpoint = FeedEndpoint(gate, sources, reader, bookmarks, settings.server.send_timeout.seconds, emit)
+    pages = Pages(_readiness(settings, sources))
+    return _application([*pages.routes(), Route("/{store}/{feed}", endpoint.feed)], emit)
+
+
+def create_admin(settings: Settings, sources: Sources, emit: Emit) -> ASGIApp:
+    """The application for operators, on its own address."""
+    return _application([*Pages(_readiness(settings, sources)).routes()], emit)
+
+
+def _application(routes: list[Route], emit: Emit) -> ASGIApp:
+    async def refused(request: Request, error: Exception) -> Response:
+        if isinstance(error, Refusal):
+            return problem_response(request, error, emit)
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            detail = f"{request.method} is not allowed at {request.url.path}."
+            refusal = Refusal(METHOD_NOT_ALLOWED, detail, headers=error.headers)
+        else:
+            refusal = Refusal(NOT_FOUND, f"There is nothing at {request.url.path[:200]!r}.")
+        return problem_response(request, refusal, emit)
+
+    app = Starlette(routes=routes, exception_handlers={Refusal: refused, HTTPException: refused})
+    app.router.redirect_slashes = False
+    return _Outermost(app, emit)
+
+
+def problem_response(request: Request, refusal: Refusal, emit: Emit) -> Response:
+    """The answer to a refusal, as RFC 9457 has it, and its event."""
+    emit(
+        Refused(
+            path=request.url.path[:200],
+            address=address_of(request),
+            status=refusal.problem.status,
+            code=refusal.problem.code,
+            detail=refusal.detail,
+        )
+    )
+    headers = {"Cache-Control": "no-store", **refusal.headers}
+    return Response(orjson.dumps(refusal.body()), refusal.problem.status, headers, media_type=MEDIA_TYPE)
+
+
+class _Outermost:
+    """Turns what nobody expected into a problem, and refuses HTTP/2 before any route sees it."""
+
+    def __init__(self, app: ASGIApp, emit: Emit) -> None:
+        self._app = app
+        self._emit = emit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            require_http_1(request)
+            await self._app(scope, receive, watched)
+        except CutOffError:
+            raise
+        except Refusal as refusal:
+            await problem_response(request, refusal, self._emit)(scope, receive, send)
+        except Exception as error:
+            trace = "".join(traceback.format_exception(error))
+            self._emit(Failed(path=request.url.path[:200], error=type(error).__name__, traceback=trace))
+            if begun:
+                raise
+            unexpected = Refusal(INTERNAL, f"An unexpected {type(error).__name__} stopped the request.")
+            await problem_response(request, unexpected, self._emit)(scope, receive, send)
+
+
+def _readiness(settings: Settings, sources: Sources) -> Callable[[], Awaitable[bool]]:
+    """Whether every feed named in feed.toml can be served now."""
+    named: list[tuple[str, FeedName]] = [
+        (store.name, feed) for store in settings.stores.values() for feed in FEEDS if feed in store.feeds
+    ]
+
+    async def ready() -> bool:
+        try:
+            await sources.answer()
+            for name, feed in named:
+                await sources.of(settings.stores[name], feed, fresh=True)
+        except (Refusal, asyncpg.PostgresError, *LOST):
+            return False
+        return True
+
+    return ready
+
+
+async def described(service: Service, settings: Settings) -> dict[tuple[str, FeedName], Source | Refusal]:
+    """Every feed of every store as it stands: its source, or why there is none."""
+    found: dict[tuple[str, FeedName], Source | Refusal] = {}
+    for store in settings.stores.values():
+        for feed in FEEDS:
+            try:
+                found[store.name, feed] = await service.sources.of(store, feed)
+            except Refusal as refusal:
+                found[store.name, feed] = refusal
+    return found
+
+
+async def _connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
+    """A pool on the database, waited for as long as resume_for: it may be starting too."""
+    patience = Patience(settings.database.resume_for.seconds)
+    while True:
+        try:
+            return await Pool.open(dsn, settings.database, emit)
+        except LOST as error:
+            try:
+                await patience.wait(error)
+            except Refusal:
+                raise StartError(
+                    f"The database does not answer ({type(error).__name__}: {error})."
+                    " Check that PostgreSQL runs and that database.dsn in feed.toml names it."
+                ) from None
+        except (asyncpg.PostgresError, ValueError) as error:
+            raise StartError(
+                f"PostgreSQL refused the connection: {error}. Check database.dsn in feed.toml."
+            ) from None
+
+
+async def _sweep(bookmarks: Bookmarks, emit: Emit) -> None:
+    while True:
+        with suppress(Refusal, asyncpg.PostgresError):
+            count = await bookmarks.sweep()
+            if count:
+                emit(BookmarksSwept(count=count))
+        await asyncio.sleep(_SWEEP_SECONDS)

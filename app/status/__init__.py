@@ -1,0 +1,1 @@
+"""What happens, and who reads of it."""

@@ -1,0 +1,176 @@
+"""Everything worth knowing at run time, each as one typed event.
+
+A call site says once what happened; log lines now, metrics and the status page later, are readers of it. No event
+holds a token, a password or a key of Clerk's.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened."""
+
+
+class Started(Event, frozen=True):
+    """The service answers."""
+
+    urls: tuple[str, ...]
+    version: str
+    database: str
+
+
+class Stopping(Event, frozen=True):
+    """The service was told to stop; streams get up to this long."""
+
+    seconds: float
+
+
+class FeedServed(Event, frozen=True):
+    """A page, or a whole feed where limit is None, reached the socket."""
+
+    store: str
+    feed: str
+    method: str
+    address: str
+    limit: int | None
+    offset: int | None
+    incremental: bool
+    walk: int | None
+    items: int
+    invalid: int
+    bytes: int
+    seconds: float
+
+
+class WalkEnded(Event, frozen=True):
+    """An importer read a feed to its end; `items` counts by offset, as the importer does."""
+
+    store: str
+    feed: str
+    walk: int | None
+    incremental: bool
+    items: int
+
+
+class CutOff(Event, frozen=True):
+    """An answer ended before its end, visibly for the client: it left, would not read, or the database failed."""
+
+    store: str
+    feed: str
+    bytes: int
+    cause: str
+
+
+class ItemsInvalid(Event, frozen=True):
+    """Items were left out because they lack required attributes."""
+
+    store: str
+    feed: str
+    items: tuple[tuple[str | int | None, tuple[str, ...]], ...]
+
+
+class Resumed(Event, frozen=True):
+    """The database went away while reading; reading goes on after the last key."""
+
+    store: str
+    feed: str
+    cause: str
+    attempt: int
+
+
+class SourceFailed(Event, frozen=True):
+    """PostgreSQL refused a statement on a source."""
+
+    store: str
+    feed: str
+    after: str | None
+    sqlstate: str | None
+    message: str
+
+
+class SourceChanged(Event, frozen=True):
+    """A relation was replaced while it was served; it has been described anew."""
+
+    store: str
+    feed: str
+    cause: str
+
+
+class OffsetUnknown(Event, frozen=True):
+    """A page at an offset no walk has reached: answered by counting rows, and part of no walk."""
+
+    store: str
+    feed: str
+    offset: int
+
+
+class NoModifiedAt(Event, frozen=True):
+    """modified_after was asked of a source without modified_at: everything is served."""
+
+    store: str
+    feed: str
+
+
+class PoolExhausted(Event, frozen=True):
+    """No database connection became free in time."""
+
+    waited: float
+    size: int
+
+
+class Refused(Event, frozen=True):
+    """A request was answered with a problem."""
+
+    path: str
+    address: str
+    status: int
+    code: str
+    detail: str
+
+
+class ClerkUnreachable(Event, frozen=True):
+    """Clerk could not be asked whether a token is good."""
+
+    store: str
+    cause: str
+    seconds: float
+    grace: bool
+    """Whether a token verified before stayed good meanwhile."""
+
+
+class TokenVerified(Event, frozen=True):
+    """Clerk answered whether a token is good."""
+
+    store: str
+    good: bool
+    seconds: float
+
+
+class Failed(Event, frozen=True):
+    """A defect of ours: an exception nobody expected."""
+
+    path: str
+    error: str
+    traceback: str
+
+
+class BookmarksSwept(Event, frozen=True):
+    """Bookmarks older than a day were deleted."""
+
+    count: int
+
+
+Emit = Callable[[Event], None]
+
+
+class Events:
+    """Hands every event to every reader. A reader must not raise and must not wait."""
+
+    def __init__(self, *readers: Emit) -> None:
+        self._readers = readers
+
+    def __call__(self, event: Event) -> None:
+        for reader in self._readers:
+            reader(event)

@@ -1,0 +1,78 @@
+"""Log lines from events: for people on a terminal, JSON otherwise."""
+
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TextIO
+
+import msgspec
+import orjson
+
+from app.status import events
+from app.status.events import Event
+
+
+class Log:
+    """Writes one line an event to a stream, standard error unless given."""
+
+    def __init__(self, stream: TextIO | None = None, *, human: bool | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._human = self._stream.isatty() if human is None else human
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        line = self._line(event) if self._human else _json(event)
+        with self._lock:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def _line(self, event: Event) -> str:
+        now = datetime.now(UTC).strftime("%H:%M:%S")
+        render = _RENDERED.get(type(event))
+        return f"{now}  {render(event) if render else _plain(event)}"
+
+
+def _json(event: Event) -> str:
+    fields = {"time": datetime.now(UTC), "event": type(event).__name__, **msgspec.structs.asdict(event)}
+    if isinstance(event, events.ItemsInvalid):
+        fields["items"] = [{"id": id, "missing": list(missing)} for id, missing in event.items]
+    # default=str: a log line must not fail over a value nobody expected.
+    return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _plain(event: Event) -> str:
+    fields = " ".join(f"{name}={value!r}" for name, value in msgspec.structs.asdict(event).items())
+    return f"{type(event).__name__} {fields}"
+
+
+def _served(event: events.FeedServed) -> str:
+    page = "whole feed" if event.limit is None else f"limit {event.limit} offset {event.offset}"
+    delta = ", changes only" if event.incremental else ""
+    left_out = f", {event.invalid} left out" if event.invalid else ""
+    return (
+        f"{event.method} {event.store}/{event.feed} {page}{delta}: {event.items} items{left_out},"
+        f" {event.bytes / 1e6:.2f} MB in {event.seconds * 1e3:.0f} ms"
+    )
+
+
+def _invalid(event: events.ItemsInvalid) -> str:
+    shown = ", ".join(f"{id!r} lacks {' and '.join(missing)}" for id, missing in event.items[:3])
+    more = f", and {len(event.items) - 3} more" if len(event.items) > 3 else ""
+    return f"{event.store}/{event.feed}: {len(event.items)} items left out: {shown}{more}"
+
+
+_RENDERED: dict[type[Event], Callable[..., str]] = {
+    events.FeedServed: _served,
+    events.ItemsInvalid: _invalid,
+    events.WalkEnded: lambda e: f"{e.store}/{e.feed}: walk {e.walk} ended with {e.items} items",
+    events.CutOff: lambda e: f"{e.store}/{e.feed}: cut off after {e.bytes / 1e6:.2f} MB: {e.cause}",
+    events.Refused: lambda e: f"{e.status} {e.path} from {e.address}: {e.detail}",
+    events.NoModifiedAt: lambda e: (
+        f"{e.store}/{e.feed}: modified_after was asked, but the source has no modified_at: everything is served"
+    ),
+    events.OffsetUnknown: lambda e: (
+        f"{e.store}/{e.feed}: offset {e.offset} belongs to no walk; answered by counting rows"
+    ),
+    events.Failed: lambda e: f"defect at {e.path}: {e.error}\n{e.traceback}",
+}

@@ -1,0 +1,62 @@
+"""Our own routes under `/-/`: health, readiness, and the page of problems."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from app.protocol.problems import ALL, PROBLEMS_PATH
+
+_NO_STORE = {"Cache-Control": "no-store"}
+_CSP = "default-src 'none'; style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_READY_SECONDS = 1.0
+
+
+class Pages:
+    """Own routes that name nothing of the shop, so that they may stand outside the gate.
+
+    `ready` says whether the database answers and every feed named in feed.toml can be served.
+    """
+
+    def __init__(self, ready: Callable[[], Awaitable[bool]]) -> None:
+        self._ready = ready
+        self._lock = asyncio.Lock()
+        self._last: tuple[float, bool] = (-_READY_SECONDS, False)
+        templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("app.status"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._problems = templates.get_template("problems.html").render(problems=ALL)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/-/healthz", self.healthz),
+            Route("/-/readyz", self.readyz),
+            Route(PROBLEMS_PATH, self.problems),
+        ]
+
+    async def healthz(self, request: Request) -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"}, headers=_NO_STORE)
+
+    async def readyz(self, request: Request) -> Response:
+        """The service can do its work. Asked of the database once a second at most: the route is public."""
+        async with self._lock:
+            if time.monotonic() - self._last[0] >= _READY_SECONDS:
+                ready = await self._ready()
+                self._last = (time.monotonic(), ready)
+        ready = self._last[1]
+        return JSONResponse({"status": "ok" if ready else "unavailable"}, 200 if ready else 503, headers=_NO_STORE)
+
+    async def problems(self, request: Request) -> Response:
+        """Every problem the service answers with, its cause and its cure."""
+        return HTMLResponse(
+            self._problems, headers={"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff"}
+        )
