@@ -1,0 +1,62 @@
+"""A stand-in for Clerk's API that can be told to misbehave."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Behaviour = Callable[[str, str], Awaitable[Response]]
+
+
+class FakeClerk:
+    """Answers POST /v2/token/verify. Set `behaviour` to change how; `calls` are the (token, key) it was asked."""
+
+    def __init__(self, good: str = "good-token") -> None:
+        self.url = ""
+        self.good = {good}
+        self.calls: list[tuple[str, str]] = []
+        self.behaviour: Behaviour | None = None
+        self._lock = threading.Lock()
+        self.app = Starlette(routes=[Route("/v2/token/verify", self._verify, methods=["POST"])])
+
+    @property
+    def verify_url(self) -> str:
+        return self.url + "/v2/token/verify"
+
+    def calls_for(self, key: str) -> list[str]:
+        return [token for token, asked in list(self.calls) if asked == key]
+
+    async def _verify(self, request: Request) -> Response:
+        asked = msgspec.json.decode(await request.body(), type=dict[str, str])
+        token, key = asked["token"], asked["key"]
+        with self._lock:
+            self.calls.append((token, key))
+        if self.behaviour is not None:
+            return await self.behaviour(token, key)
+        return accepted() if token in self.good and key.startswith("key-") else rejected()
+
+
+def accepted(**payload: object) -> Response:
+    return JSONResponse({"status": "ok", "token_payload": payload})
+
+
+def rejected() -> Response:
+    return error("AuthenticationError")
+
+
+def error(kind: str, status: int = 200) -> Response:
+    """Clerk's error envelope, which comes with HTTP status 200 too."""
+    return JSONResponse(
+        {"status": "error", "type": kind, "message": "Something about it.", "id": "1", "moreInfo": ""}, status
+    )
+
+
+async def silent(token: str, key: str) -> Response:
+    """Never answers in time."""
+    await asyncio.sleep(30)
+    return accepted()

@@ -1,0 +1,386 @@
+"""Real parts for the tests: the embedded PostgreSQL, services as processes, a stand-in for Clerk's verify endpoint.
+
+One server, one database and one service are shared by all tests of a worker; each test gets a store of its own, with
+a schema of its own. Tests that break things start their own service or database.
+"""
+
+import asyncio
+import http.client
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import uvloop
+from starlette.types import ASGIApp
+
+from app.catalog.embedded import Embedded
+from app.clerk.importer import Importer
+from app.hosting import host, listen, url_of
+from app.settings import Server
+from tests.clerk import FakeClerk
+
+T = TypeVar("T")
+
+TOKEN = "good-token"
+
+
+class Loop:
+    """An event loop in a thread, so that tests stay plain functions."""
+
+    def __init__(self) -> None:
+        self.loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout: float = 60) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+
+class Database:
+    """A database of the embedded server."""
+
+    def __init__(self, loop: Loop, dsn: str) -> None:
+        self._loop = loop
+        self.dsn = dsn
+        self._connection = loop.run(asyncpg.connect(dsn))
+
+    def execute(self, sql: str, *values: object) -> None:
+        self._loop.run(self._connection.execute(sql, *values))
+
+    def fetch(self, sql: str, *values: object) -> list[Any]:
+        rows: list[Any] = self._loop.run(self._connection.fetch(sql, *values))
+        return rows
+
+    def value(self, sql: str, *values: object) -> Any:
+        return self._loop.run(self._connection.fetchval(sql, *values))
+
+    def close(self) -> None:
+        self._loop.run(self._connection.close())
+
+
+@dataclass
+class Answer:
+    """An HTTP answer, read to its end."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The items of an NDJSON body, which must end in a whole line."""
+        assert not self.body or self.body.endswith(b"\n")
+        return [json.loads(line) for line in self.body.splitlines()]
+
+
+@dataclass
+class Running:
+    """A service process and how to talk to it."""
+
+    process: "subprocess.Popen[bytes]"
+    url: str
+    admin_url: str
+    log: Path
+
+    def get(
+        self,
+        path: str,
+        *,
+        token: str | None = TOKEN,
+        headers: Mapping[str, str] | None = None,
+        method: str = "GET",
+        admin: bool = False,
+    ) -> Answer:
+        parts = urlsplit(self.admin_url if admin else self.url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+        try:
+            sent = dict(headers or {})
+            if token is not None:
+                sent["X-Clerk-Authorization"] = f"Bearer {token}"
+            connection.request(method, path, headers=sent)
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The events logged so far."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if kind is None or line["event"] == kind]
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+@dataclass
+class Shop:
+    """A store of the shared service with a schema of its own."""
+
+    name: str
+    database: Database
+    service: Running
+    clerk: FakeClerk
+    public_key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.public_key = f"key-{self.name}"
+
+    def execute(self, sql: str, *values: object) -> None:
+        """Run SQL with {s} standing for the store's schema."""
+        self.database.execute(sql.replace("{s}", self.name), *values)
+
+    def get(self, path: str, **options: Any) -> Answer:
+        """Ask for /STORE/path."""
+        return self.service.get(f"/{self.name}/{path}", **options)
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        answer = self.get(path)
+        assert answer.status == 200, answer.body
+        return answer.lines
+
+    def importer(self, feed: str, limit: int = 1000, **options: Any) -> Importer:
+        query = "?limit={{limit}}&offset={{offset}}"
+        if "modified_after" in options:
+            query += "&modified_after={{modified_after}}"
+        return Importer(f"{self.service.url}/{self.name}/{feed}{query}", token=TOKEN, limit=limit, **options)
+
+    def walk(self, feed: str, limit: int = 1000, **options: Any) -> list[dict[str, Any]]:
+        """The items of a whole walk, page by page."""
+        importer = self.importer(feed, limit, **options)
+        try:
+            return [item for page in importer.pages() for item in page.items]
+        finally:
+            importer.close()
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Loop]:
+    running = Loop()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """The embedded server; all workers of a run share it, and the last one stops it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if base.name.startswith("popen-") else base
+    server = Embedded.start(folder / "embedded")
+    yield server
+    server.stop()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def create_database(postgres: Embedded, loop: Loop, worker_id: str) -> Iterator[Callable[[], Database]]:
+    """Makes fresh databases of the embedded server."""
+    made: list[Database] = []
+    admin = Database(loop, postgres.dsn)
+    # A test's process may be killed, its machine is not: no need to wait for the disk.
+    admin.execute("alter system set fsync = off")
+    admin.execute("select pg_reload_conf()")
+
+    def create() -> Database:
+        name = f"test_{worker_id}_{next(_numbers)}"
+        admin.execute(f"create database {name}")
+        database = Database(loop, postgres.dsn.replace("/postgres?", f"/{name}?"))
+        made.append(database)
+        return database
+
+    yield create
+    for database in made:
+        database.close()
+    admin.close()
+
+
+@pytest.fixture(scope="session")
+def worker_id(request: pytest.FixtureRequest) -> str:
+    return getattr(request.config, "workerinput", {}).get("workerid", "main")
+
+
+@pytest.fixture(scope="session")
+def shared_database(create_database: Callable[[], Database]) -> Database:
+    return create_database()
+
+
+@pytest.fixture
+def database(create_database: Callable[[], Database]) -> Database:
+    """A fresh database of the test's own."""
+    return create_database()
+
+
+Hosted = Callable[[ASGIApp], str]
+
+
+@pytest.fixture(scope="session")
+def hosted(loop: Loop) -> Iterator[Hosted]:
+    """Serves an application on a free loopback port by a real Hypercorn; answers its URL."""
+    running: list[tuple[asyncio.Event, Any]] = []
+
+    def serve(app: ASGIApp) -> str:
+        listener = listen("127.0.0.1:0", user_timeout_seconds=30)
+        url = url_of(listener)
+        stop = asyncio.Event()
+        quick = Server()
+        task = asyncio.run_coroutine_threadsafe(host(app, [listener], quick, stop), loop.loop)
+        running.append((stop, task))
+        return url
+
+    yield serve
+    for stop, _ in running:
+        loop.loop.call_soon_threadsafe(stop.set)
+    for _, task in running:
+        task.result(40)
+
+
+@pytest.fixture(scope="session")
+def clerk(hosted: Hosted) -> FakeClerk:
+    """The stand-in for Clerk that the shared service asks. TOKEN is good for every key that starts with key-."""
+    fake = FakeClerk()
+    fake.url = hosted(fake.app)
+    return fake
+
+
+Serve = Callable[..., Running]
+
+
+def start_service(folder: Path, config: str, *, environment: Mapping[str, str] | None = None) -> Running:
+    """Start `clerk-feed serve` on a feed.toml and wait until it answers."""
+    import os
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path, log = folder / "feed.toml", folder / "serve.log"
+    path.write_text(config)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve", "--config", str(path)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1", **(environment or {})},
+        )
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        text = log.read_text()
+        if '"event":"Started"' in text:
+            urls = {
+                words[0]: words[1] for line in text.splitlines() if len(words := line.split()) == 2 and "://" in line
+            }
+            return Running(process, urls["feeds"], urls["admin"], log)
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    raise AssertionError(f"the service did not start:\n{log.read_text()}")
+
+
+def base_config(dsn: str, verify_url: str, *, database: str = "", server: str = "", access: str = "") -> str:
+    """The common part of a feed.toml, on free ports."""
+    return f"""
+[database]
+dsn = {json.dumps(dsn)}
+{database}
+[server]
+bind = ["127.0.0.1:0"]
+admin_bind = "127.0.0.1:0"
+{server}
+[access]
+verify_url = {json.dumps(verify_url)}
+{access}
+"""
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Starts services of the test's own."""
+    running: list[Running] = []
+
+    def start(config: str, **options: Any) -> Running:
+        service = start_service(tmp_path / f"service{len(running)}", config, **options)
+        running.append(service)
+        return service
+
+    yield start
+    for service in running:
+        service.stop()
+
+
+STORES = 120
+
+
+@pytest.fixture(scope="session")
+def shared_service(
+    shared_database: Database, clerk: FakeClerk, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """One service for all tests of a worker, with many stores s0, s1, … each on a schema of its name."""
+    config = base_config(shared_database.dsn, clerk.verify_url, database="pool_size = 16")
+    for number in range(STORES):
+        config += f'[stores.s{number}]\npublic_key = "key-s{number}"\n'
+        if number % 2:
+            config += "[stores.s%d.feeds.customers]\nstrict = true\n" % number
+    running = start_service(tmp_path_factory.mktemp("shared"), config)
+    yield running
+    running.stop()
+
+
+_stores = itertools.count()
+
+
+@pytest.fixture
+def shop(shared_service: Running, shared_database: Database, clerk: FakeClerk) -> Shop:
+    """A store of the test's own. In odd stores the customers feed is strict."""
+    name = f"s{next(_stores)}"
+    shared_database.execute(f"create schema {name}")
+    return Shop(name, shared_database, shared_service, clerk)
+
+
+@pytest.fixture
+def catalog(shop: Shop) -> Shop:
+    """A shop with a table of products with int keys, empty, that fills every required attribute by default."""
+    shop.execute(PRODUCTS)
+    return shop
+
+
+PRODUCTS = """
+create table {s}.products (
+  id bigint primary key,
+  name text default 'Chair',
+  description text default 'A chair',
+  price numeric default 10.5,
+  image text default 'https://images.shop.example/chair.jpg',
+  url text default 'https://shop.example/chair',
+  categories int[] default '{1,2}',
+  created_at timestamptz default '2026-01-01',
+  modified_at timestamptz default '2026-01-01'
+);
+create index on {s}.products (modified_at, id)
+"""
