@@ -5,6 +5,7 @@ Gate, request, bookmark, reader, wire, response, in this order. Every refusal is
 
 import re
 import time
+from contextlib import aclosing
 from typing import cast
 from urllib.parse import quote
 
@@ -109,21 +110,22 @@ class Answer:
             yield framing.opening + framing.closing
             return
         pieces, size, reached = [framing.opening], 0, None
-        async for batch in self._reader.batches(self._store, self._source, span, limit):
-            if size and (limit is None or size >= CHUNK_BYTES):
-                yield b"".join(pieces)
-                pieces, size = [], 0
-            self._source, reached = batch.source, batch.position
-            self.tally.invalid += len(batch.invalid)
-            if not batch.items:
-                continue
-            body = self._source.encoder.encode(batch.items, self._wanted.format)
-            self._reader.seen(self._source, len(batch.items), len(body))
-            if self.tally.items:
-                pieces.append(framing.separator)
-            pieces.append(body)
-            size += len(body)
-            self.tally.items += len(batch.items)
+        async with aclosing(self._reader.batches(self._store, self._source, span, limit)) as batches:
+            async for batch in batches:
+                if size and (limit is None or size >= CHUNK_BYTES):
+                    yield b"".join(pieces)
+                    pieces, size = [], 0
+                self._source, reached = batch.source, batch.position
+                self.tally.invalid += len(batch.invalid)
+                if not batch.items:
+                    continue
+                body = self._source.encoder.encode(batch.items, self._wanted.format)
+                self._reader.seen(self._source, len(batch.items), len(body))
+                if self.tally.items:
+                    pieces.append(framing.separator)
+                pieces.append(body)
+                size += len(body)
+                self.tally.items += len(batch.items)
         await self._turn(start, reached if self.tally.items == limit else None, of_walk=of_walk)
         pieces.append(framing.closing)
         yield b"".join(filter(None, pieces))
@@ -228,6 +230,4 @@ def _require_key(source: Source, after: str) -> None:
     if source.key.family != "int8":
         return
     if not re.fullmatch(r"-?[0-9]{1,19}", after, re.ASCII) or not -(2**63) <= int(after) < 2**63:
-        raise Refusal(
-            PARAMETER_INVALID, f"after={after[:60]!r}: the ids of this feed are whole numbers of 64 bits."
-        )
+        raise Refusal(PARAMETER_INVALID, f"after={after[:60]!r}: the ids of this feed are whole numbers of 64 bits.")

@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import msgspec
 import orjson
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.client import address_of
@@ -96,20 +95,8 @@ def create_admin(settings: Settings, sources: Sources, emit: Emit) -> ASGIApp:
 
 
 def _application(routes: list[Route], emit: Emit) -> ASGIApp:
-    async def refused(request: Request, error: Exception) -> Response:
-        if isinstance(error, Refusal):
-            return problem_response(request, error, emit)
-        assert isinstance(error, HTTPException)
-        if error.status_code == 405:
-            detail = f"{request.method} is not allowed at {request.url.path}."
-            refusal = Refusal(METHOD_NOT_ALLOWED, detail, headers=error.headers)
-        else:
-            refusal = Refusal(NOT_FOUND, f"There is nothing at {request.url.path[:200]!r}.")
-        return problem_response(request, refusal, emit)
-
-    app = Starlette(routes=routes, exception_handlers={Refusal: refused, HTTPException: refused})
-    app.router.redirect_slashes = False
-    return _Outermost(app, emit)
+    """Routes without Starlette's own error pages: every error is a problem of ours."""
+    return _Outermost(Router(routes, redirect_slashes=False), emit)
 
 
 def problem_response(request: Request, refusal: Refusal, emit: Emit) -> Response:
@@ -128,7 +115,7 @@ def problem_response(request: Request, refusal: Refusal, emit: Emit) -> Response
 
 
 class _Outermost:
-    """Turns what nobody expected into a problem, and refuses HTTP/2 before any route sees it."""
+    """Answers whatever is raised inside with a problem, and refuses HTTP/2 before any route sees it."""
 
     def __init__(self, app: ASGIApp, emit: Emit) -> None:
         self._app = app
@@ -139,6 +126,7 @@ class _Outermost:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
+        scope["app"] = self  # Starlette's routes raise their 404 and 405 only inside an application
         begun = False
 
         async def watched(message: Message) -> None:
@@ -151,15 +139,29 @@ class _Outermost:
             await self._app(scope, receive, watched)
         except CutOffError:
             raise
-        except Refusal as refusal:
-            await problem_response(request, refusal, self._emit)(scope, receive, send)
         except Exception as error:
-            trace = "".join(traceback.format_exception(error))
-            self._emit(Failed(path=request.url.path[:200], error=type(error).__name__, traceback=trace))
             if begun:
+                self._emit(_failed(request, error))
                 raise
-            unexpected = Refusal(INTERNAL, f"An unexpected {type(error).__name__} stopped the request.")
-            await problem_response(request, unexpected, self._emit)(scope, receive, send)
+            answer = problem_response(request, self._refusal(request, error), self._emit)
+            await answer(scope, receive, send)
+
+    def _refusal(self, request: Request, error: Exception) -> Refusal:
+        if isinstance(error, Refusal):
+            return error
+        path = request.url.path[:200]
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            detail = f"{request.method} is not allowed at {path!r}."
+            return Refusal(METHOD_NOT_ALLOWED, detail, headers=error.headers)
+        if isinstance(error, HTTPException):
+            return Refusal(NOT_FOUND, f"There is nothing at {path!r}.")
+        self._emit(_failed(request, error))
+        return Refusal(INTERNAL, f"An unexpected {type(error).__name__} stopped the request.")
+
+
+def _failed(request: Request, error: Exception) -> Failed:
+    trace = "".join(traceback.format_exception(error))
+    return Failed(path=request.url.path[:200], error=type(error).__name__, traceback=trace)
 
 
 def _readiness(settings: Settings, sources: Sources) -> Callable[[], Awaitable[bool]]:
@@ -207,9 +209,7 @@ async def _connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
                     " Check that PostgreSQL runs and that database.dsn in feed.toml names it."
                 ) from None
         except (asyncpg.PostgresError, ValueError) as error:
-            raise StartError(
-                f"PostgreSQL refused the connection: {error}. Check database.dsn in feed.toml."
-            ) from None
+            raise StartError(f"PostgreSQL refused the connection: {error}. Check database.dsn in feed.toml.") from None
 
 
 async def _sweep(bookmarks: Bookmarks, emit: Emit) -> None:

@@ -192,9 +192,7 @@ def parse(text: str, environment: dict[str, str]) -> Settings:
         settings = msgspec.convert(data, Settings, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise SettingsError(_explain(str(error), data)) from None
-    stores = {
-        name: replace(store, name=name, schema=store.schema or name) for name, store in settings.stores.items()
-    }
+    stores = {name: replace(store, name=name, schema=store.schema or name) for name, store in settings.stores.items()}
     settings = replace(settings, stores=stores)
     for complaint in _complaints(settings):
         raise SettingsError(complaint)
@@ -268,7 +266,7 @@ def _reject_unknown(data: dict[str, Any], kind: type, path: str) -> None:
     msgspec names the table an unknown key is in but can't suggest the one that was meant.
     """
     known = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    for key in data:
+    for key, value in list(data.items()):
         place = f"{path}.{key}".lstrip(".")
         if key not in known:
             close = get_close_matches(key, known, n=1)
@@ -277,15 +275,15 @@ def _reject_unknown(data: dict[str, Any], kind: type, path: str) -> None:
         wanted = known[key]
         try:
             if wanted is Duration:
-                data[key] = _duration(data[key])
+                data[key] = _duration(value)
             elif wanted is Rate:
-                data[key] = _rate(data[key])
+                data[key] = _rate(value)
         except SettingsError as rule:
-            raise SettingsError(f"{place} = {_shown(place, data[key])}: {rule}") from None
+            raise SettingsError(f"{place} = {_shown(place, value)}: {rule}") from None
         if isinstance(wanted, type) and issubclass(wanted, _Table):
-            if not isinstance(data[key], dict):
-                raise SettingsError(f"{place} = {_shown(place, data[key])}: this must be a table, [{place}]")
-            _reject_unknown(data[key], wanted, place)
+            if not isinstance(value, dict):
+                raise SettingsError(f"{place} = {_shown(place, value)}: this must be a table, [{place}]")
+            _reject_unknown(value, wanted, place)
     if kind is Settings:
         for name, table in _tables(data.get("stores"), "stores"):
             _reject_unknown(table, Store, f"stores.{name}")

@@ -3,12 +3,18 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from app.protocol.problems import ALL
+
+if TYPE_CHECKING:
+    from tests.conftest import Answer
 
 Behaviour = Callable[[str, str], Awaitable[Response]]
 
@@ -60,3 +66,16 @@ async def silent(token: str, key: str) -> Response:
     """Never answers in time."""
     await asyncio.sleep(30)
     return accepted()
+
+
+def problem(answer: "Answer", status: int, code: str) -> dict[str, Any]:
+    """The problem details of a refusal, which must be whole: every member, its type, and no caching."""
+    assert answer.status == status, (answer.status, answer.body)
+    assert answer.headers["Content-Type"] == "application/problem+json", answer.headers.items()
+    assert answer.headers["Cache-Control"] == "no-store", answer.headers.items()
+    said: dict[str, Any] = answer.json
+    assert set(said) == {"type", "title", "status", "detail", "fix"}, said
+    assert (said["type"], said["status"]) == (f"/-/problems#{code}", status), said
+    assert code in {known.code for known in ALL}
+    assert all(isinstance(said[name], str) and said[name].strip() for name in ("title", "detail", "fix")), said
+    return said

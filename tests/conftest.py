@@ -180,6 +180,14 @@ class Shop:
             importer.close()
 
 
+def eventually(holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Return once it holds; fail where it does not within a time that only a defect exceeds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold in time"
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="session")
 def loop() -> Iterator[Loop]:
     running = Loop()

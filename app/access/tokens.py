@@ -93,9 +93,7 @@ class Tokens:
         )
 
     def _in_grace(self, known: _Remembered) -> bool:
-        return time.monotonic() < known.asked + self._grace and (
-            known.expires is None or time.time() < known.expires
-        )
+        return time.monotonic() < known.asked + self._grace and (known.expires is None or time.time() < known.expires)
 
     async def _ask_once(self, digest: bytes, store: Store, token: str) -> Verdict:
         """Ask Clerk; callers with the same token wait for the same answer."""
@@ -148,9 +146,7 @@ def bearer(header: str | None) -> str:
     if scheme.lower() != "bearer" or not token or any(c.isspace() for c in token):
         raise Refusal(TOKEN_MALFORMED, "X-Clerk-Authorization arrived, but not as 'Bearer TOKEN'.")
     if len(token) > MAX_TOKEN_BYTES or not token.isascii() or not token.isprintable():
-        raise Refusal(
-            TOKEN_MALFORMED, f"The token is longer than {MAX_TOKEN_BYTES} characters or not printable ASCII."
-        )
+        raise Refusal(TOKEN_MALFORMED, f"The token is longer than {MAX_TOKEN_BYTES} characters or not printable ASCII.")
     return token
 
 

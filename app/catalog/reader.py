@@ -6,15 +6,15 @@ goes away in the middle.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, Literal
 
 import asyncpg
 import msgspec
 
 from app.catalog.pool import LOST, Patience, Pool
-from app.catalog.source import CHANGED, Source, Sources
+from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
 from app.protocol.problems import ITEM_INVALID, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid
 from app.settings import Database, Store
@@ -75,7 +75,7 @@ class Reader:
             # Large ones are remembered, and forgotten slowly: a batch of them must not come as a surprise.
             self._row_bytes[place] = max(size / items, self._row_bytes.get(place, 0.0) * 0.9)
 
-    async def batches(self, store: Store, source: Source, span: Span, limit: int | None) -> AsyncIterator[Batch]:
+    async def batches(self, store: Store, source: Source, span: Span, limit: int | None) -> AsyncGenerator[Batch, None]:
         """The valid items of a span in order, up to `limit` of them, however many invalid ones lie between.
 
         Resumes after the last item when the database goes away, for as long as resume_for. Raises Refusal.
@@ -86,17 +86,16 @@ class Reader:
         parts = _parts(span)
         while parts:
             try:
-                async for rows in self._rows(source, parts[0], left):
-                    patience.reset()
-                    described_again = False
-                    batch, rest = self._sorted(store, source, rows, parts[0], left)
-                    parts[0] = rest
-                    if left is not None:
-                        left -= len(batch.items)
-                    if batch.items or batch.invalid:
+                async with aclosing(self._rows(source, parts[0], left)) as found:
+                    async for rows in found:
+                        batch, parts[0] = self._sorted(store, source, rows, parts[0], left)
+                        patience.reset()
+                        described_again = False
+                        if left is not None:
+                            left -= len(batch.items)
                         yield batch
-                    if left == 0:
-                        return
+                        if left == 0:
+                            return
                 parts.pop(0)
             except CHANGED as error:
                 if described_again:
@@ -123,6 +122,9 @@ class Reader:
         self, store: Store, source: Source, rows: Sequence[Any], part: "_Part", left: int | None
     ) -> tuple[Batch, "_Part"]:
         """The batch of some rows, cut where the page is full, and what is left of the part after it."""
+        if isinstance(rows[-1][1], int) != (source.key.family == "int8"):
+            # PostgreSQL plans anew by itself when a column's type changes; a key's type is our business.
+            raise RelationChangedError(f"the type of {source.relation}'s id")
         items = source.encoder.items(rows if not part.dated_key else [row[:-1] for row in rows])
         if left is not None and len(items.valid) > left:
             rows = rows[: items.rows_of(left)]
@@ -136,11 +138,10 @@ class Reader:
                     ITEM_INVALID,
                     f"The item with id {first.id!r} of {source.feed} lacks {', '.join(first.missing)}.",
                 )
-        rest = part.behind(rows)
-        assert rest.after is not None
-        return Batch(items.valid, items.invalid, rest.after, source), rest
+        position = part.position(rows)
+        return Batch(items.valid, items.invalid, position, source), part.behind(rows)
 
-    async def _rows(self, source: Source, part: "_Part", left: int | None) -> AsyncIterator[Sequence[Any]]:
+    async def _rows(self, source: Source, part: "_Part", left: int | None) -> AsyncGenerator[Sequence[Any], None]:
         """The rows of a part from its position on, in non-empty lists, until there are no more.
 
         Whoever has enough stops asking: rows beyond `left` are read only to replace invalid ones.
@@ -287,9 +288,12 @@ class _Part(msgspec.Struct, frozen=True):
 
     def behind(self, rows: Sequence[Any]) -> "_Part":
         """What is left of the part after these rows."""
+        return msgspec.structs.replace(self, after=self.position(rows), skip=0)
+
+    def position(self, rows: Sequence[Any]) -> Position:
+        """Behind the last of these rows."""
         last = rows[-1]
-        after = Position(str(last[1]), last[-1] if self.dated_key else None)
-        return msgspec.structs.replace(self, after=after, skip=0)
+        return Position(str(last[1]), last[-1] if self.dated_key else None)
 
 
 def _parts(span: Span) -> list[_Part]:

@@ -30,10 +30,8 @@ class Migration(msgspec.Struct, frozen=True):
 
 def migrations(folder: Path = SQL_FOLDER) -> list[Migration]:
     """The migrations of a folder, `NNN_name.sql`, in order."""
-    found = []
-    for path in sorted(folder.glob("[0-9][0-9][0-9]_*.sql")):
-        found.append(Migration(int(path.name[:3]), path.stem[4:], path.read_text(encoding="utf-8")))
-    return found
+    paths = sorted(folder.glob("[0-9][0-9][0-9]_*.sql"))
+    return [Migration(int(path.name[:3]), path.stem[4:], path.read_text(encoding="utf-8")) for path in paths]
 
 
 async def migrate(connection: Any, wanted: list[Migration] | None = None) -> list[Migration]:

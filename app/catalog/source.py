@@ -5,6 +5,7 @@ The description is made anew when a walk begins and when a statement fails becau
 """
 
 import asyncio
+import re
 import time
 from typing import Any
 
@@ -19,7 +20,13 @@ from app.settings import Store, relation_parts
 
 _FRESH_SECONDS = 2.0
 
+
+class RelationChangedError(Exception):
+    """A relation is no longer the one described, and only its values show it."""
+
+
 CHANGED = (
+    RelationChangedError,
     asyncpg.UndefinedColumnError,
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
@@ -165,7 +172,8 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
                 f"{relation} has no column {quoted(name)}, which every item of {feed} must have.",
                 f"Add the column {quoted(name)} to {relation}.",
             )
-    served = [by_name["id"]] + [c for c in columns if c.name not in ("id", "modified_at")]
+    served = [by_name["id"]]
+    served += [c for c in columns if c.name not in ("id", "modified_at") and not _UNNAMEABLE.search(c.name)]
     expressions = [f"{_expression(relation, column)} as {quoted(column.name)}" for column in served]
     flag = " and ".join(_plain_conditions(served, REQUIRED[feed]))
     select = f"select ({flag}) as plain,\n  " + ",\n  ".join(expressions)
@@ -195,6 +203,10 @@ def quoted(identifier: str) -> str:
     """An identifier as SQL spells it, whatever is in it."""
     return '"' + identifier.replace('"', '""') + '"'
 
+
+# Clerk ignores attributes named otherwise than with letters, digits and underscore. Most are served all the same, so
+# that nothing seems lost; a name that would need escaping in JSON is beyond msgspec's Structs, and is left out.
+_UNNAMEABLE = re.compile(r'["\\\x00-\x1f]')
 
 _INTEGERS = {"int2", "int4", "int8"}
 _FLOATS = {"float4", "float8", "numeric"}
@@ -226,7 +238,7 @@ def _expression(relation: Relation, column: Column) -> str:
         return f"{name}::text{brackets}"
     if column.type not in _SERVED:
         raise _unusable(
-            f"The column {quoted(column.name)} of {relation} is of type {column.shown_type}, which has no place in JSON.",
+            f"The column {quoted(column.name)} of {relation} is of type {column.shown_type}, which has no JSON form.",
             f"Cast it in the view, e.g. {quoted(column.name)}::text, or leave it out.",
         )
     if column.type == "float4":
@@ -268,9 +280,7 @@ def _unusable(detail: str, fix: str) -> Refusal:
 
 async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refusal:
     columns = ", ".join(REQUIRED[feed])
-    if not await connection.fetchval(
-        "select exists (select from pg_namespace where nspname = $1)", relation.schema
-    ):
+    if not await connection.fetchval("select exists (select from pg_namespace where nspname = $1)", relation.schema):
         detail = f"The database has no schema {quoted(relation.schema)}, so no relation {relation}."
         return Refusal(
             FEED_MISSING,

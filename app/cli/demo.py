@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import asyncpg
 import click
 import uvloop
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from app.catalog.embedded import Embedded, EmbeddedError
@@ -206,12 +207,13 @@ def _import_all(console: Console, url: str, totals: dict[str, int]) -> list[Repo
             progress.start_task(tasks[feed])
             importer = Importer(f"{url}/demo/{feed}?limit={{{{limit}}}}&offset={{{{offset}}}}", token=TOKEN)
             with closing(importer):
-                reports.append(
-                    importer.run(
-                        feed, progress=lambda r, task=tasks[feed]: progress.update(task, completed=r.items)
-                    )
-                )
+                advance = partial(_advance, progress, tasks[feed])
+                reports.append(importer.run(feed, progress=advance))
     return reports
+
+
+def _advance(progress: Progress, task: TaskID, report: Report) -> None:
+    progress.update(task, completed=report.items)
 
 
 def _table(reports: list[Report]) -> Table:

@@ -101,9 +101,7 @@ async def _greet(service: Service, settings: Settings, urls: tuple[str, ...], ad
             if store != name:
                 continue
             if not isinstance(source, Refusal):
-                state = f"{source.relation}" + (
-                    "" if source.has_modified_at else "  (no modified_at: full syncs only)"
-                )
+                state = f"{source.relation}" + ("" if source.has_modified_at else "  (no modified_at: full syncs only)")
             elif source.problem is FEED_MISSING:
                 state = "none: " + source.detail
             else:

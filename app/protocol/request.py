@@ -59,7 +59,7 @@ def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: H
             raise _refusal(name, value, f"the parameters are {', '.join(_KNOWN)}")
         if name in values:
             raise _refusal(name, value, "it was given twice")
-        if "{{" in value:
+        if name != "after" and "{{" in value:
             raise _refusal(name, value, "the placeholder arrived as it is; Clerk's Data Sync replaces it")
         values[name] = value
 

@@ -12,7 +12,9 @@ from starlette.routing import Route
 from app.protocol.problems import ALL, PROBLEMS_PATH
 
 _NO_STORE = {"Cache-Control": "no-store"}
-_CSP = "default-src 'none'; style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_CSP = (
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _READY_SECONDS = 1.0
 
 

@@ -1,0 +1,123 @@
+"""`make bench`: clerk-feed beside a feed written by hand, on one catalog, by one importer, in one run.
+
+Starts what it needs (an embedded PostgreSQL, a stand-in for Clerk's verify endpoint, the service, the baseline) and
+ends it in any case. Every measurement has a process of its own, so that none inherits the memory of another.
+"""
+
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import asyncpg
+import click
+import msgspec
+import orjson
+import uvloop
+from rich.console import Console
+
+from app.catalog.embedded import Embedded, EmbeddedError
+from app.clerk.importer import ImportFailedError
+from loadtests import catalog, measure, report
+from loadtests.processes import ProcessError, clerk_feed, fastapi_app, standin
+
+_COMPARED_PAGES = 50
+_FAR_PAGES = 10
+_NAMES = ("walk", "baseline", "stream", "small")
+
+
+@click.command()
+@click.option("--items", type=click.IntRange(100), default=1_000_000, show_default=True, help="Products to make.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Keep the figures there.")
+@click.option(
+    "--only", type=click.Choice(_NAMES), multiple=True, help="Measure only this; may be given more than once."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="The longest that one measurement may take; what is not done by then is left out, and said.",
+)
+@click.option(
+    "--small-pages",
+    type=click.IntRange(1),
+    default=4000,
+    show_default=True,
+    help="Pages to ask for at limit 25.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".clerk-feed/bench"),
+    show_default=True,
+    help="Where the embedded PostgreSQL keeps the catalog between runs.",
+)
+def bench(
+    items: int, json_path: Path | None, only: tuple[str, ...], seconds: float, small_pages: int, data_dir: Path
+) -> None:
+    """Measure clerk-feed and, in the same run, a feed in FastAPI and SQLAlchemy as one writes it by hand."""
+    console = Console(highlight=False, soft_wrap=True)
+    # Ending by SIGTERM must stop what was started, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with ExitStack() as stack:
+            figures = _run(stack, console.print, items, only or _NAMES, seconds, small_pages, data_dir)
+    except (EmbeddedError, ProcessError, ImportFailedError) as error:
+        raise click.ClickException(str(error)) from None
+    report.show(figures, console)
+    if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_bytes(orjson.dumps(figures.as_data(), option=orjson.OPT_INDENT_2) + b"\n")
+        console.print(f"Figures kept in {json_path}.")
+
+
+def _run(
+    stack: ExitStack,
+    say: Callable[[str], None],
+    items: int,
+    names: tuple[str, ...],
+    seconds: float,
+    small_pages: int,
+    data_dir: Path,
+) -> report.Figures:
+    server = Embedded.start(data_dir)
+    stack.callback(server.stop)
+    dsn = uvloop.run(catalog.prepare(server, items, say))
+    figures = report.Figures(items, report.machine(uvloop.run(_version(dsn))))
+    url = stack.enter_context(standin())
+    if "walk" in names:
+        say("clerk-feed: a walk of all items …")
+        with clerk_feed(dsn, url, data_dir) as target:
+            walk = measure.walk(target, items, _COMPARED_PAGES, seconds)
+        figures = msgspec.structs.replace(figures, walk=walk)
+    if "baseline" in names:
+        say(f"FastAPI + SQLAlchemy: {_COMPARED_PAGES} pages from offset 0, {_FAR_PAGES} from 0.9 N …")
+        with clerk_feed(dsn, url, data_dir) as target:
+            reference = measure.first_page(target)
+        with fastapi_app(dsn, url, data_dir) as target:
+            baseline = measure.baseline(target, reference, items, _COMPARED_PAGES, _FAR_PAGES, seconds)
+        figures = msgspec.structs.replace(figures, baseline=baseline)
+    if "stream" in names:
+        say("clerk-feed: all items in one answer …")
+        with clerk_feed(dsn, url, data_dir) as target:
+            stream = measure.stream(target, items, seconds)
+        figures = msgspec.structs.replace(figures, stream=stream)
+    if "small" in names:
+        say(f"clerk-feed: {small_pages:,} pages of {measure.SMALL_ITEMS} items …")
+        with clerk_feed(dsn, url, data_dir) as target:
+            small = measure.small(target, small_pages, seconds)
+        figures = msgspec.structs.replace(figures, small=small)
+    return figures
+
+
+async def _version(dsn: str) -> str:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return str(await connection.fetchval("show server_version"))
+    finally:
+        await connection.close()
+
+
+if __name__ == "__main__":
+    bench()

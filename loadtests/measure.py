@@ -1,0 +1,337 @@
+"""What is measured, as one client sees it: the importer of app/clerk over one connection, one request at a time."""
+
+import http.client
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from statistics import median
+from urllib.parse import urlsplit
+
+import msgspec
+
+from app.clerk.importer import Importer, ImportFailedError, Page
+from loadtests.processes import TOKEN, Memory, Target
+
+PAGE_ITEMS = 1000
+SMALL_ITEMS = 25
+_ENDS = 20
+"""So many first and last pages of a walk are compared: one alone is luck."""
+_BLOCK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 120.0
+
+
+class Pages(msgspec.Struct, frozen=True):
+    """A run of pages from one offset on."""
+
+    offset: int
+    pages: int
+    items: int
+    megabytes: float
+    seconds: float
+    """From the first request to the last item decoded: the service and the importer take turns."""
+    answer_seconds: float
+    """Of these the time from a request to its answer's last byte: the service alone."""
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def items_per_second(self) -> float:
+        return self.items / self.seconds if self.seconds else 0.0
+
+    @property
+    def answered_items_per_second(self) -> float:
+        return self.items / self.answer_seconds if self.answer_seconds else 0.0
+
+    @property
+    def megabytes_per_second(self) -> float:
+        return self.megabytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def pages_per_second(self) -> float:
+        return self.pages / self.seconds if self.seconds else 0.0
+
+
+class Walk(msgspec.Struct, frozen=True):
+    """All items, page by page."""
+
+    whole: Pages
+    start: Pages
+    """Its first pages, as many as the baseline is asked for."""
+    far: Pages
+    """Its pages from 0.9 N on, as many as of the start."""
+    complete: bool
+    first_page_ms: float
+    last_page_ms: float
+    first_pages_ms: float
+    """Median of the first 20."""
+    last_pages_ms: float
+    """Median of the last 20."""
+    before: Memory
+    after: Memory
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """Some pages of the baseline; all of them would take hours."""
+
+    start: Pages
+    far: Pages
+    same_items: bool
+    """Whether its first page held what clerk-feed's did."""
+    before: Memory
+    after: Memory
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """All items in one answer, read without being decoded."""
+
+    items: int
+    megabytes: float
+    seconds: float
+    complete: bool
+    before: Memory
+    after: Memory
+
+    @property
+    def items_per_second(self) -> float:
+        return self.items / self.seconds if self.seconds else 0.0
+
+    @property
+    def megabytes_per_second(self) -> float:
+        return self.megabytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def growth(self) -> float:
+        """MB by which the peak rose."""
+        return self.after.peak - self.before.peak
+
+
+class Small(msgspec.Struct, frozen=True):
+    """Pages of 25 items over one connection."""
+
+    importer: Pages
+    bare: Pages
+    """The same by a client that does next to nothing: a socket, no JSON."""
+
+
+class _Timed(msgspec.Struct, frozen=True):
+    """A page as it was timed: until its last byte, and until it was decoded too."""
+
+    offset: int
+    items: int
+    bytes: int
+    answer_seconds: float
+    seconds: float
+
+
+def walk(target: Target, items: int, compared_pages: int, seconds: float) -> Walk:
+    """All items of clerk-feed, which must come once each and in order, or as many as the time allows."""
+    with closing(_importer(target)) as importer:
+        _warm_up(importer)
+        before = target.memory()
+        timed = list(_timed(importer.pages(), seconds))
+        after = target.memory()
+    full = [page for page in timed if page.items]
+    times = [page.answer_seconds * 1000 for page in full]
+    there = sum(page.items for page in full)
+    complete = not timed[-1].items
+    if complete and there != items:
+        raise ImportFailedError(f"the walk brought {there} items of {items}")
+    far = far_offset(items)
+    return Walk(
+        whole=_summed(timed, 0),
+        start=_summed(full[:compared_pages], 0),
+        far=_summed([page for page in full if page.offset >= far][:compared_pages], far),
+        complete=complete,
+        first_page_ms=times[0],
+        last_page_ms=times[-1],
+        first_pages_ms=median(times[:_ENDS]),
+        last_pages_ms=median(times[-_ENDS:]),
+        before=before,
+        after=after,
+    )
+
+
+def baseline(target: Target, reference: Page, items: int, pages: int, far_pages: int, seconds: float) -> Baseline:
+    """Some pages of the baseline from its start, and some from 0.9 N on."""
+    with closing(_importer(target)) as importer:
+        first = _warm_up(importer)
+        before = target.memory()
+        far = far_offset(items)
+        start = list(_timed(_pages(importer, 0, pages), seconds))
+        behind = list(_timed(_pages(importer, far, far_pages), seconds))
+    return Baseline(
+        start=_summed(start, 0),
+        far=_summed(behind, far),
+        same_items=list(map(_comparable, first.items)) == list(map(_comparable, reference.items)),
+        before=before,
+        after=target.memory(),
+    )
+
+
+def first_page(target: Target) -> Page:
+    with closing(_importer(target)) as importer:
+        return importer.page(0)
+
+
+def stream(target: Target, items: int, seconds: float) -> Stream:
+    """The whole feed in one answer. A gigabyte of JSON decoded at once would measure this process, so lines are
+    counted instead."""
+    with closing(_importer(target)) as importer:
+        _warm_up(importer)
+    parts = urlsplit(target.feed(paged=False))
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_TIMEOUT_SECONDS)
+    with closing(connection):
+        before = target.memory()
+        started = time.perf_counter()
+        connection.request("GET", parts.path, headers=_headers())
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise ImportFailedError(f"HTTP status {answer.status}", status=answer.status, body=answer.read())
+        block = bytearray(_BLOCK_BYTES)
+        lines = size = 0
+        complete = False
+        while time.perf_counter() - started < seconds:
+            count = answer.readinto(block)
+            if not count:
+                complete = True
+                break
+            lines += block.count(b"\n", 0, count)
+            size += count
+        taken = time.perf_counter() - started
+        after = target.memory()
+    if complete and lines != items:
+        raise ImportFailedError(f"the stream brought {lines} items of {items}")
+    return Stream(lines, size / 1e6, taken, complete, before, after)
+
+
+def small(target: Target, pages: int, seconds: float) -> Small:
+    """Small pages, by the importer and by the bare client, each from offset 0 on, and again from there at the end."""
+    warm = max(1, pages // 10)
+    with closing(_importer(target, SMALL_ITEMS)) as importer:
+        list(islice(_around(importer), warm))
+        importer_pages = list(_timed(islice(_around(importer), pages), seconds))
+    with closing(_BareClient(target.feed(), SMALL_ITEMS)) as bare:
+        list(islice(bare.around(), warm))
+        started = time.perf_counter()
+        bare_pages = []
+        for page in islice(bare.around(), pages):
+            bare_pages.append(page)
+            if time.perf_counter() - started > seconds:
+                break
+    return Small(_summed(importer_pages, 0), _summed(bare_pages, 0))
+
+
+def far_offset(items: int) -> int:
+    """Where nine tenths of the items lie behind, at the beginning of a page."""
+    return items * 9 // 10 // PAGE_ITEMS * PAGE_ITEMS
+
+
+class _BareClient:
+    """A walk over one socket: a request is one send, an answer is its length and as many bytes."""
+
+    def __init__(self, url: str, limit: int) -> None:
+        parts = urlsplit(url)
+        self._limit = limit
+        self._socket = socket.create_connection((parts.hostname, parts.port), _TIMEOUT_SECONDS)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        headers = {"Host": parts.netloc, **_headers()}
+        self._rest = " HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+        self._target = parts.path
+        self._buffer = bytearray(_BLOCK_BYTES)
+
+    def around(self) -> Iterator[_Timed]:
+        """Pages of walk after walk; the empty ones at their ends are pages too."""
+        offset = 0
+        while True:
+            page = self._page(offset)
+            yield page
+            offset = offset + self._limit if page.items else 0
+
+    def _page(self, offset: int) -> _Timed:
+        request = f"GET {self._target}?limit={self._limit}&offset={offset}{self._rest}".encode()
+        started = time.perf_counter()
+        self._socket.sendall(request)
+        buffer, size, end = self._buffer, 0, -1
+        while end < 0:
+            size += self._received(size)
+            end = buffer.find(b"\r\n\r\n", 0, size)
+        head = bytes(buffer[:end]).lower()
+        if not head.startswith(b"http/1.1 200 "):
+            raise ImportFailedError("no page", body=bytes(buffer[:size]))
+        length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
+        while size < end + 4 + length:
+            size += self._received(size)
+        seconds = time.perf_counter() - started
+        return _Timed(offset, buffer.count(b"\n", end + 4, size), length, seconds, seconds)
+
+    def _received(self, at: int) -> int:
+        with memoryview(self._buffer) as view:
+            count = self._socket.recv_into(view[at:])
+        if not count:
+            raise ImportFailedError("the answer was cut off before its end")
+        return count
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _importer(target: Target, limit: int = PAGE_ITEMS) -> Importer:
+    return Importer(target.feed(), token=TOKEN, limit=limit, timeout_seconds=_TIMEOUT_SECONDS, attempts=1)
+
+
+def _headers() -> dict[str, str]:
+    return {"X-Clerk-Authorization": f"Bearer {TOKEN}", "Accept": "application/x-ndjson"}
+
+
+def _warm_up(importer: Importer) -> Page:
+    """The first page, twice: a token verified, a plan made, code and data in their caches."""
+    importer.page(0)
+    return importer.page(0)
+
+
+def _pages(importer: Importer, offset: int, count: int) -> Iterator[Page]:
+    for number in range(count):
+        page = importer.page(offset + number * importer.limit, number)
+        if not page.items:
+            return
+        yield page
+
+
+def _around(importer: Importer) -> Iterator[Page]:
+    while True:
+        yield from importer.pages()
+
+
+def _timed(pages: Iterator[Page], seconds: float) -> Iterator[_Timed]:
+    """Times of pages, whose items must follow each other by id, until they or the time end."""
+    began = last = time.perf_counter()
+    for page in pages:
+        now = time.perf_counter()
+        expected = range(page.offset + 1, page.offset + len(page.items) + 1)
+        if any(item["id"] != id for item, id in zip(page.items, expected, strict=True)):
+            raise ImportFailedError(f"the page at offset {page.offset} holds other items than those it should")
+        yield _Timed(page.offset, len(page.items), page.bytes, page.seconds, now - last)
+        last = time.perf_counter()
+        if last - began > seconds:
+            return
+
+
+def _summed(pages: Sequence[_Timed], offset: int) -> Pages:
+    times = sorted(page.answer_seconds * 1000 for page in pages if page.items)
+    return Pages(
+        offset=offset,
+        pages=len(pages),
+        items=sum(page.items for page in pages),
+        megabytes=sum(page.bytes for page in pages) / 1e6,
+        seconds=sum(page.seconds for page in pages),
+        answer_seconds=sum(page.answer_seconds for page in pages),
+        p50_ms=median(times) if times else 0.0,
+        p99_ms=times[min(len(times) - 1, len(times) * 99 // 100)] if times else 0.0,
+    )
+
+
+def _comparable(item: dict[str, object]) -> dict[str, object]:
+    """An item with its fractions rounded: the baseline's driver widens a real 4.8 to 4.800000190734863."""
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in item.items()}

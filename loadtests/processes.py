@@ -1,0 +1,159 @@
+"""The processes that are measured, and the stand-in that verifies their tokens.
+
+Each is a context manager that ends its process in any case. Ports are the kernel's choice: a server is told 0 and
+says which one it got.
+"""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from app.clerk.standin import verify_endpoint
+from app.hosting import host, listen, url_of
+from app.settings import Server, SettingsError, parse
+
+TOKEN = "bench-token"  # noqa: S105 (good for the stand-in only)
+PUBLIC_KEY = "bench-public-key"
+_START_SECONDS = 60.0
+
+
+class ProcessError(Exception):
+    """A process did not start or went away. The message ends with what it said last."""
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Resident memory of a process, in MB (1e6 bytes)."""
+
+    now: float
+    peak: float
+    """The most it ever was: VmHWM."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A running server of the feed bench/products."""
+
+    url: str
+    process_id: int
+
+    def feed(self, *, paged: bool = True) -> str:
+        """The URL as it would be entered at Clerk."""
+        return f"{self.url}/bench/products" + ("?limit={{limit}}&offset={{offset}}" if paged else "")
+
+    def memory(self) -> Memory:
+        status = Path(f"/proc/{self.process_id}/status").read_text(encoding="ascii", errors="replace")
+        kilobytes = dict(re.findall(r"^(VmRSS|VmHWM):\s+([0-9]+) kB$", status, re.MULTILINE))
+        return Memory(int(kilobytes["VmRSS"]) * 1024 / 1e6, int(kilobytes["VmHWM"]) * 1024 / 1e6)
+
+
+@contextmanager
+def standin() -> Iterator[str]:
+    """The stand-in for Clerk's verify endpoint, in a thread of its own; its URL."""
+    listener = listen("127.0.0.1:0", user_timeout_seconds=30)
+    url = url_of(listener) + "/v2/token/verify"
+    loop = uvloop.new_event_loop()
+    stop = asyncio.Event()
+    serving = host(verify_endpoint({PUBLIC_KEY: {TOKEN}}), [listener], Server(), stop)
+    thread = threading.Thread(target=loop.run_until_complete, args=(serving,), daemon=True)
+    thread.start()
+    try:
+        yield url
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+
+
+@contextmanager
+def clerk_feed(dsn: str, verify_url: str, folder: Path) -> Iterator[Target]:
+    """`clerk-feed serve` with its defaults, one worker."""
+    config = folder / "feed.toml"
+    config.write_text(_settings(dsn, verify_url), encoding="utf-8")
+    command = [sys.executable, "-m", "app", "serve", "--config", str(config)]
+    with _running(command, folder / "serve.log", r"^  feeds   (http://\S+)$", '"event":"Started"') as target:
+        yield target
+
+
+@contextmanager
+def fastapi_app(dsn: str, verify_url: str, folder: Path) -> Iterator[Target]:
+    """The baseline under uvicorn with uvloop and httptools, one worker."""
+    command = [sys.executable, "-m", "uvicorn", "loadtests.baselines.fastapi_app:app", "--port", "0"]
+    command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--no-use-colors"]
+    environment = {
+        "DATABASE_URL": re.sub("^postgresql:", "postgresql+asyncpg:", dsn),
+        "VERIFY_URL": verify_url,
+        "PUBLIC_KEY": PUBLIC_KEY,
+    }
+    running = r"Uvicorn running on (http://\S+)"
+    with _running(command, folder / "fastapi.log", running, "Uvicorn running", environment) as target:
+        yield target
+
+
+def _settings(dsn: str, verify_url: str) -> str:
+    """A feed.toml. The pace of one store, made for shops, must not be what is measured."""
+    lines = [
+        "[database]",
+        f"dsn = {json.dumps(dsn)}",
+        "[server]",
+        'bind = ["127.0.0.1:0"]',
+        'admin_bind = "127.0.0.1:0"',
+        "[stores.bench]",
+        f"public_key = {json.dumps(PUBLIC_KEY)}",
+        "[access]",
+        f"verify_url = {json.dumps(verify_url)}",
+    ]
+    paced = [*lines, 'rate = "1000000/second"']
+    try:
+        parse("\n".join(paced), {})
+    except SettingsError:  # a version that does not pace refuses the key
+        return "\n".join(lines)
+    return "\n".join(paced)
+
+
+@contextmanager
+def _running(
+    command: list[str], log: Path, url: str, ready: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Target]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        )
+    try:
+        yield Target(_await_url(process, log, url, ready), process.pid)
+        if process.poll() is not None:
+            raise ProcessError(f"{log.stem} went away:\n{_tail(log)}")
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_url(process: "subprocess.Popen[bytes]", log: Path, url: str, ready: str) -> str:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if ready in text and (found := re.search(url, text, re.MULTILINE)):
+            return found[1]
+        time.sleep(0.02)
+    raise ProcessError(f"{log.stem} did not start:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-2000:]
