@@ -107,6 +107,7 @@ class Answer:
         limit, framing = self._wanted.limit, FRAMING[self._wanted.format]
         span, start, of_walk = await self._start()
         if span is None:
+            await self._turn(start, None, of_walk=of_walk)
             yield framing.opening + framing.closing
             return
         pieces, size, reached = [framing.opening], 0, None
@@ -144,11 +145,8 @@ class Answer:
             self._emit(OffsetUnknown(store=source.store, feed=source.feed, offset=wanted.offset))
             return Span(since=self._since, skip=wanted.offset), None, False
         self.tally.walk = start.walk
-        if start.position is not None:
-            return Span(start.position, self._since), start, True
-        if self.writes:
-            await self._bookmarks.finish(source, start, incremental=incremental, offset=wanted.offset)
-        return None, start, True
+        span = Span(start.position, self._since) if start.position is not None else None
+        return span, start, True
 
     async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
         """Leave the bookmark of the next page, and remember the key for the Link header."""
@@ -157,15 +155,18 @@ class Answer:
         if not of_walk or not self.writes or wanted.offset is None or wanted.limit is None:
             return
         incremental = self._since is not None
-        self.tally.walk = await self._bookmarks.turn(
-            source,
-            incremental=incremental,
-            offset=wanted.offset,
-            limit=wanted.limit,
-            start=start,
-            reached=reached,
-        )
-        if reached is None:
+        if start is not None and not self.tally.items:
+            await self._bookmarks.finish(source, start, incremental=incremental, offset=wanted.offset)
+        else:
+            self.tally.walk = await self._bookmarks.turn(
+                source,
+                incremental=incremental,
+                offset=wanted.offset,
+                limit=wanted.limit,
+                start=start,
+                reached=reached,
+            )
+        if reached is None and (start is None or start.position is not None):
             self._emit(
                 WalkEnded(
                     store=source.store,

@@ -5,8 +5,9 @@ at that offset: those not past before those that are, those of the last hour bef
 smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out deletes it from the shop.
 
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
-one past at the offset of the page that wrote it, the one with the largest key; the empty answer makes its end mark
-past as well. Nothing of this is kept in the process: another one may have served the page before.
+one past at the offset of the page that wrote it, the one with the largest key; an empty answer, which ends a walk,
+makes one past at its own offset as well. Nothing of this is kept in the process: another one may have served the
+page before.
 """
 
 from collections.abc import Awaitable, Callable
@@ -88,7 +89,7 @@ class Bookmarks:
         return walk
 
     async def finish(self, source: Source, start: Bookmark, *, incremental: bool, offset: int) -> None:
-        """Record that the empty answer at an end mark was made."""
+        """Record that an empty answer was made from `start`: the walk is over, and nobody asks for the next page."""
 
         async def mark(connection: Any) -> None:
             async with connection.transaction():
@@ -98,7 +99,7 @@ class Bookmarks:
                 feed = (source.store, source.feed, incremental)
                 arrived = _ARRIVED.format(key=_ordered_key(source, " desc"))
                 await connection.execute(arrived, *feed, written_by, source.key.family)
-                await connection.execute(_END_PAST, *feed, offset, start.id)
+                await connection.execute(arrived, *feed, offset, source.key.family)
 
         await self._patiently(mark)
 
@@ -164,18 +165,6 @@ select
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null
 returning walk
 """  # noqa: S608 (only our own text is put in)
-
-_END_PAST = """
-update clerk_feed.bookmark
-set past = true
-where id = (
-  select b.id
-  from clerk_feed.bookmark as b
-  where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.is_end and not b.past
-  order by b.id = $5 desc
-  limit 1
-)
-"""
 
 _SWEEP = f"""
 with walks as (
