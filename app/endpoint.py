@@ -18,6 +18,7 @@ from app.catalog.bookmarks import Bookmark, Bookmarks
 from app.catalog.reader import CHUNK_BYTES, Position, Reader, Span
 from app.catalog.source import Source, Sources
 from app.protocol import request as protocol
+from app.protocol.coding import Coding, coded, coding_of
 from app.protocol.feeds import FEEDS, FeedName
 from app.protocol.problems import NOT_FOUND, PARAMETER_INVALID, Refusal
 from app.protocol.request import FeedRequest, Format
@@ -59,6 +60,8 @@ class FeedEndpoint:
         source = await self._sources.of(store, feed, fresh=not wanted.offset and wanted.after is None)
         answer = Answer(store, source, wanted, self._reader, self._bookmarks, self._emit)
         answer.writes = request.method != "HEAD"
+        coding = coding_of(request.headers.get("accept-encoding", ""))
+        chunks = coded(answer.chunks(), coding) if coding else answer.chunks()
 
         def served() -> None:
             self._emit(answer.record(request.method, address_of(request)))
@@ -67,9 +70,9 @@ class FeedEndpoint:
             self._emit(CutOff(store=store.name, feed=feed, bytes=answer.tally.bytes, cause=cause))
 
         response = await FeedResponse.begin(
-            answer.chunks(),
+            chunks,
             http_version=request.scope["http_version"],
-            headers=lambda: answer.headers(request.url.path),
+            headers=lambda: answer.headers(request.url.path, coding),
             with_body=request.method != "HEAD",
             tally=answer.tally,
             send_seconds=self._send_seconds,
@@ -191,11 +194,13 @@ class Answer:
             return None
         return since - self._store.incremental_overlap.seconds
 
-    def headers(self, path: str) -> list[tuple[bytes, bytes]]:
+    def headers(self, path: str, coding: Coding | None) -> list[tuple[bytes, bytes]]:
         """The headers of the answer, but for its length."""
         # A cache-everything rule on the way would hand customers to anyone.
         headers = [(b"content-type", MEDIA_TYPES[self._wanted.format]), (b"cache-control", b"no-store")]
-        headers.append((b"vary", b"accept"))
+        headers.append((b"vary", b"accept, accept-encoding"))
+        if coding is not None:
+            headers.append((b"content-encoding", coding.encode()))
         if self._next is not None:
             target = f"{quote(path)}?limit={self._wanted.limit}&after={quote(self._next, safe='')}"
             headers.append((b"link", f'<{target}>; rel="next"'.encode()))

@@ -128,18 +128,24 @@ def _from_number(number: float, text: str, now: float, unit: HourUnit) -> float 
 
 def format_of(accept: str) -> Format:
     """The format an Accept header prefers; NDJSON where it says nothing that tells them apart."""
-    quality = {"application/x-ndjson": -1.0, "application/json": -1.0}
-    for part in accept.lower().split(","):
-        media, *parameters = (piece.strip() for piece in part.split(";"))
-        if media not in quality:
-            continue
-        quality[media] = 1.0
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name.strip() == "q" and re.fullmatch(r"[01](\.[0-9]{0,3})?", value.strip(), re.ASCII):
-                quality[media] = float(value)
-    json, ndjson = quality["application/json"], quality["application/x-ndjson"]
+    asked = qualities(accept)
+    json, ndjson = asked.get("application/json", -1.0), asked.get("application/x-ndjson", -1.0)
     return "json" if json > 0 and json > ndjson else "ndjson"
+
+
+def qualities(header: str) -> dict[str, float]:
+    """The values of an Accept header of any kind, with how much each is wanted (RFC 9110, section 12.4.2)."""
+    found: dict[str, float] = {}
+    for part in header.lower().split(","):
+        value, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            name, _, text = parameter.partition("=")
+            if name.strip() == "q" and re.fullmatch(r"[01](\.[0-9]{0,3})?", text.strip(), re.ASCII):
+                quality = min(float(text), 1.0)
+        if value:
+            found[value] = quality
+    return found
 
 
 def _whole(values: dict[str, str], name: str, least: int, most: int) -> int | None:

@@ -1,0 +1,63 @@
+"""Content codings of an answer: gzip and zstd, streaming, by codecs that outrun the stream.
+
+On natural text one core compresses about 630 MB/s with ISA-L's gzip and with zstd at level 1, zlib 54; a worker
+streams about 370 MB/s, so zlib would be the bottleneck and these are not.
+"""
+
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Literal, Protocol
+
+from isal import isal_zlib
+
+from app.protocol.request import qualities
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+Coding = Literal["gzip", "zstd"]
+
+_PREFERRED: tuple[Coding, ...] = ("zstd", "gzip")
+_GZIP_LEVEL = 1
+_ZSTD_LEVEL = 1
+_GZIP_WINDOW = 31  # the largest window, with gzip's header
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes) -> bytes: ...
+
+    def flush(self, mode: int) -> bytes: ...
+
+
+def coding_of(accept_encoding: str) -> Coding | None:
+    """The coding a client prefers of those we have; None for none, as where the header says nothing."""
+    asked = qualities(accept_encoding)
+    best: Coding | None = None
+    most = 0.0
+    for coding in _PREFERRED:
+        quality = asked.get(coding, asked.get("*", 0.0))
+        if quality > most:
+            best, most = coding, quality
+    return best
+
+
+async def coded(chunks: AsyncGenerator[bytes, None], coding: Coding) -> AsyncGenerator[bytes, None]:
+    """Compress chunk by chunk, each flushed, so that what was sent can be read before the end."""
+    compressor: _Compressor
+    if coding == "gzip":
+        compressor = isal_zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW)
+        flush, finish = isal_zlib.Z_SYNC_FLUSH, isal_zlib.Z_FINISH
+    else:
+        compressor = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
+        flush, finish = zstd.ZstdCompressor.FLUSH_BLOCK, zstd.ZstdCompressor.FLUSH_FRAME
+    # One chunk is held back: the last one carries the end of the stream, so that a page stays one piece.
+    held: bytes | None = None
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if held is not None:
+                yield compressor.compress(held) + compressor.flush(flush)
+            held = chunk
+    yield compressor.compress(held or b"") + compressor.flush(finish)
