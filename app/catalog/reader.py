@@ -22,6 +22,11 @@ from app.status.events import Emit, ItemsInvalid, Resumed, SourceChanged, Source
 
 CHUNK_BYTES = 8_000_000
 _BATCH_ROWS = 1000
+_RUN_ROWS: int | None = 50_000
+"""Rows of one statement of a whole feed. Asked for all, the planner would rather sort a large table than walk its
+index, and nothing would come for seconds."""
+_SORTED_SECONDS = 0.5
+"""A first row later than this comes from a sort that no LIMIT avoids: then the rest is asked for at once."""
 _FIRST_ROWS = 8
 """Rows of the very first fetch of a source, whose sizes nobody has seen yet."""
 
@@ -146,11 +151,11 @@ class Reader:
 
         Whoever has enough stops asking: rows beyond `left` are read only to replace invalid ones.
         """
-        limit = left
+        limit, run = left, _RUN_ROWS
         while True:
             count = 0
             per_fetch = self._rows_per_fetch(source)
-            sql, arguments = _statement(source, part, limit)
+            sql, arguments = _statement(source, part, run if limit is None else limit)
             if limit is not None and limit <= per_fetch:
                 async with self._pool.connection() as connection:
                     rows = await connection.fetch(sql, *arguments)
@@ -166,9 +171,11 @@ class Reader:
                         count += len(rows)
                         part = part.behind(rows)
                         yield rows
-                    ended = rows is not None and (limit is None or count < limit)
+                    ended = rows is not None and (count < limit if limit is not None else run is None or count < run)
                 finally:
                     await cursor.close()
+                if cursor.first_row_seconds > _SORTED_SECONDS:
+                    run = None
             if ended:
                 return
             if limit is not None:
@@ -214,6 +221,7 @@ class LeasedCursor:
         self._cursor: Any = None
         self._lease: asyncio.Task[None] | None = None
         self._over = False
+        self.first_row_seconds = 0.0
 
     async def fetch(self, count: int) -> Sequence[Any] | None:
         """The next rows, at most `count`, fewer only at the end; None when the lease is over."""
@@ -230,8 +238,8 @@ class LeasedCursor:
                 raise
             if self._lease is None:
                 # A statement that sorts everything first must not be started over all the time.
-                first_row = asyncio.get_running_loop().time() - started
-                seconds = max(self._lease_seconds, 4 * first_row)
+                self.first_row_seconds = asyncio.get_running_loop().time() - started
+                seconds = max(self._lease_seconds, 4 * self.first_row_seconds)
                 self._lease = asyncio.create_task(self._expire(seconds))
             return rows
 

@@ -26,10 +26,11 @@ _MAX_PAUSE_SECONDS = 60.0
 class ImportFailedError(Exception):
     """A page could not be had. `status` is None where no HTTP answer came; `body` is the start of the answer."""
 
-    def __init__(self, message: str, *, status: int | None = None, body: bytes = b"") -> None:
+    def __init__(self, message: str, *, status: int | None = None, body: bytes = b"", media_type: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.body = body[:4000]
+        self.media_type = media_type
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -63,6 +64,26 @@ class Report(msgspec.Struct):
     @property
     def items_per_second(self) -> float:
         return self.items / self.seconds if self.seconds else 0.0
+
+    def count(self, page: Page) -> None:
+        """Add a page. Raises ImportFailedError where an item has no usable id."""
+        if not self.pages:
+            self.first_seconds = page.seconds
+        self.pages += 1
+        self.items += len(page.items)
+        self.bytes += page.bytes
+        self.retries += page.retries
+        if page.items:
+            self.last_seconds = page.seconds
+        if page.seconds > self.slowest_seconds:
+            self.slowest_seconds, self.slowest_offset = page.seconds, page.offset
+        for item in page.items:
+            id = item.get("id")
+            if not isinstance(id, str | int):
+                raise ImportFailedError(f"an item at offset {page.offset} has no id that is a number or text")
+            if id in self.ids:
+                self.duplicates.append(id)
+            self.ids.add(id)
 
 
 class Importer:
@@ -138,7 +159,9 @@ class Importer:
                 self._pause(_retry_after(headers.get("Retry-After"), attempt))
                 continue
             if status != 200:
-                raise ImportFailedError(f"HTTP status {status}", status=status, body=body)
+                raise ImportFailedError(
+                    f"HTTP status {status}", status=status, body=body, media_type=headers.get_content_type()
+                )
             seconds = time.perf_counter() - started
             return Page(number, offset, decoded(body), len(body), seconds, attempt)
         raise AssertionError("the last attempt returns or raises")
@@ -170,33 +193,13 @@ class Importer:
         report = Report(feed or urlsplit(self.url).path)
         started = time.perf_counter()
         for page in self.pages():
-            _count(report, page)
+            report.count(page)
             report.seconds = time.perf_counter() - started
             if progress:
                 progress(report)
         if expected is not None:
             report.missing = sorted(expected - report.ids, key=str)
         return report
-
-
-def _count(report: Report, page: Page) -> None:
-    if not report.pages:
-        report.first_seconds = page.seconds
-    report.pages += 1
-    report.items += len(page.items)
-    report.bytes += page.bytes
-    report.retries += page.retries
-    if page.items:
-        report.last_seconds = page.seconds
-    if page.seconds > report.slowest_seconds:
-        report.slowest_seconds, report.slowest_offset = page.seconds, page.offset
-    for item in page.items:
-        id = item.get("id")
-        if not isinstance(id, str | int):
-            raise ImportFailedError(f"an item at offset {page.offset} has no id that is a number or text")
-        if id in report.ids:
-            report.duplicates.append(id)
-        report.ids.add(id)
 
 
 def decoded(body: bytes) -> list[dict[str, object]]:

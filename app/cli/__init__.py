@@ -4,6 +4,8 @@ import click
 
 from app import __version__
 from app.cli.demo import demo
+from app.cli.init import init
+from app.cli.probe import probe
 from app.cli.serve import serve
 
 
@@ -19,3 +21,5 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(demo)
+main.add_command(probe)
+main.add_command(init)
