@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app.access.client import address_of
 from app.access.gate import Gate
 from app.catalog.bookmarks import Bookmark, Bookmarks
-from app.catalog.reader import CHUNK_BYTES, Position, Reader, Span
+from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Position, Reader, Span
 from app.catalog.source import Source, Sources
 from app.protocol import request as protocol
 from app.protocol.coding import Coding, coded, coding_of
@@ -113,12 +113,12 @@ class Answer:
             await self._turn(start, None, of_walk=of_walk)
             yield framing.opening + framing.closing
             return
-        pieces, size, reached = [framing.opening], 0, None
+        pieces, size, pending, reached = [framing.opening], 0, 0, None
         async with aclosing(self._reader.batches(self._store, self._source, span, limit)) as batches:
             async for batch in batches:
-                if size and (limit is None or size >= CHUNK_BYTES):
+                if size >= CHUNK_BYTES or (limit is None and pending >= BATCH_ROWS):
                     yield b"".join(pieces)
-                    pieces, size = [], 0
+                    pieces, size, pending = [], 0, 0
                 self._source, reached = batch.source, batch.position
                 self.tally.invalid += len(batch.invalid)
                 if not batch.items:
@@ -129,6 +129,7 @@ class Answer:
                     pieces.append(framing.separator)
                 pieces.append(body)
                 size += len(body)
+                pending += len(batch.items)
                 self.tally.items += len(batch.items)
         await self._turn(start, reached if self.tally.items == limit else None, of_walk=of_walk)
         pieces.append(framing.closing)

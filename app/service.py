@@ -200,6 +200,8 @@ async def _connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
     while True:
         try:
             return await Pool.open(dsn, settings.database, emit)
+        except asyncpg.ClientConfigurationError as error:
+            raise StartError(f"database.dsn in feed.toml can't be used: {error}.") from None
         except LOST as error:
             try:
                 await patience.wait(error)
@@ -208,7 +210,11 @@ async def _connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
                     f"The database does not answer ({type(error).__name__}: {error})."
                     " Check that PostgreSQL runs and that database.dsn in feed.toml names it."
                 ) from None
-        except (asyncpg.PostgresError, ValueError) as error:
+        except ValueError as error:
+            raise StartError(
+                f"database.dsn in feed.toml is not a URL of PostgreSQL ({type(error).__name__})."
+            ) from None
+        except asyncpg.PostgresError as error:
             raise StartError(f"PostgreSQL refused the connection: {error}. Check database.dsn in feed.toml.") from None
 
 

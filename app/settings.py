@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,6 +26,10 @@ T = TypeVar("T")
 
 class SettingsError(Exception):
     """feed.toml can't be used. The message is one line for the person who wrote it."""
+
+    def __init__(self, message: str) -> None:
+        # A value out of ${NAME} may hold line breaks.
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class Secret:
@@ -185,9 +189,6 @@ def parse(text: str, environment: dict[str, str]) -> Settings:
         raise SettingsError(f"not valid TOML: {error}") from None
     data = _with_environment(raw, environment, "")
     _reject_unknown(data, Settings, "")
-    for name, table in _tables(data.get("stores"), "stores"):
-        if "name" in table:
-            raise SettingsError(f"stores.{name}.name: unknown key; the table's own name is the store's name")
     try:
         settings = msgspec.convert(data, Settings, dec_hook=_decode)
     except msgspec.ValidationError as error:
@@ -218,7 +219,7 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _duration(value: Any) -> dict[str, float]:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if not match:
         raise SettingsError("a duration is a number with a unit, such as 30s, 5m or 2h")
     return {"seconds": float(match[1]) * _UNITS[match[2]]}
@@ -253,10 +254,10 @@ def _tables(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if value is None:
         return
     if not isinstance(value, dict):
-        raise SettingsError(f"{path} = {_shown(path, value)}: this must be a table, [{path}.<name>]")
+        raise SettingsError(f"{path}: this must be a table, [{path}.<name>]")
     for name, table in value.items():
         if not isinstance(table, dict):
-            raise SettingsError(f"{path}.{name} = {_shown(path, table)}: this must be a table, [{path}.{name}]")
+            raise SettingsError(f"{path}.{name}: this must be a table, [{path}.{name}]")
         yield name, table
 
 
@@ -266,6 +267,8 @@ def _reject_unknown(data: dict[str, Any], kind: type, path: str) -> None:
     msgspec names the table an unknown key is in but can't suggest the one that was meant.
     """
     known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    if kind is Store:
+        del known["name"]  # the table's own name
     for key, value in list(data.items()):
         place = f"{path}.{key}".lstrip(".")
         if key not in known:
@@ -282,8 +285,13 @@ def _reject_unknown(data: dict[str, Any], kind: type, path: str) -> None:
             raise SettingsError(f"{place} = {_shown(place, value)}: {rule}") from None
         if isinstance(wanted, type) and issubclass(wanted, _Table):
             if not isinstance(value, dict):
-                raise SettingsError(f"{place} = {_shown(place, value)}: this must be a table, [{place}]")
+                raise SettingsError(f"{place}: this must be a table, [{place}]")
             _reject_unknown(value, wanted, place)
+    _reject_unknown_below(data, kind, path)
+
+
+def _reject_unknown_below(data: dict[str, Any], kind: type, path: str) -> None:
+    """The same for the tables whose names the user chooses."""
     if kind is Settings:
         for name, table in _tables(data.get("stores"), "stores"):
             _reject_unknown(table, Store, f"stores.{name}")
@@ -299,35 +307,39 @@ def _explain(message: str, data: dict[str, Any]) -> str:
     rule, _, pointer = message.partition(" - at ")
     path = pointer.strip("`").removeprefix("$").removeprefix(".")
     rule = rule.replace("`", "").replace("Expected str", "it must be text").replace("Expected", "it must be")
+    if rule.startswith("Invalid enum value"):
+        rule = "it must be " + " or ".join(get_args(HourUnit))  # the only key of the kind
+    steps = path.split(".")
+    if "[...]" in path:  # msgspec hides the key of a mapping: find the first that does not fit
+        steps = _first_misfit(data)
+    path = ".".join(steps)
     missing = re.fullmatch(r"Object missing required field (\w+)", rule)
     if missing:
         return f"{path}.{missing[1]}: it is missing, and has no default"
-    if "[...]" in path:  # msgspec hides the key of a mapping: find the first that does not fit
-        path = _first_misfit(data, path)
-    return f"{path} = {_shown(path, _at(data, path))}: {rule}"
+    return f"{path} = {_shown(path, _at(data, steps))}: {rule}"
 
 
-def _first_misfit(data: dict[str, Any], path: str) -> str:
+def _first_misfit(data: dict[str, Any]) -> list[str]:
+    """The way to the first value of a store that is of the wrong type."""
     for name, table in data.get("stores", {}).items():
-        try:
-            msgspec.convert(table, Store, dec_hook=_decode)
-        except msgspec.ValidationError as error:
-            inner = str(error).partition(" - at ")[2].strip("`").removeprefix("$")
-            if "[...]" in inner:
-                for feed, settings in table["feeds"].items():
-                    try:
-                        msgspec.convert(settings, FeedSettings, dec_hook=_decode)
-                    except msgspec.ValidationError as deep:
-                        inner = f".feeds.{feed}" + str(deep).partition(" - at ")[2].strip("`").removeprefix("$")
-                        break
-            return f"stores.{name}{inner}"
-    return path
+        places: list[tuple[list[str], Any, type]] = [(["stores", name], {**table, "feeds": {}}, Store)]
+        places += [(["stores", name, "feeds", feed], t, FeedSettings) for feed, t in table.get("feeds", {}).items()]
+        for steps, value, kind in places:
+            try:
+                msgspec.convert(value, kind, dec_hook=_decode)
+            except msgspec.ValidationError as error:
+                inner = str(error).partition(" - at ")[2].strip("`").removeprefix("$")
+                return steps + [step for step in inner.split(".") if step]
+    return ["stores"]
 
 
-def _at(data: Any, path: str) -> Any:
-    for step in re.findall(r"[^.\[\]]+", path):
+def _at(data: Any, steps: list[str]) -> Any:
+    for step in steps:
+        key, *places = step.rstrip("]").split("[") if step.endswith("]") else [step]
         try:
-            data = data[int(step)] if isinstance(data, list) else data[step]
+            data = data[key]
+            for place in places:
+                data = data[int(place.rstrip("]"))]
         except (KeyError, IndexError, TypeError, ValueError):
             return None
     return data
@@ -387,14 +399,19 @@ def _not_yet(table: msgspec.Struct, kind: str, path: str) -> Iterator[str]:
             yield f"{path}.{field.name}: this version can't do that yet; remove the key"
 
 
+def _too_short(path: str, duration: Duration, least: float) -> Iterator[str]:
+    if duration.seconds < least:
+        rule = f"it must be at least {least:g}s" if least >= 1 else f"it must be at least {least * 1000:g}ms"
+        yield f"{path} = {duration.seconds:g}s: {rule}"
+
+
 def _database_complaints(database: Database) -> Iterator[str]:
     if database.dsn is not None and not re.match(r"postgres(ql)?://", database.dsn.reveal()):
         yield "database.dsn: it must be a URL, postgresql://USER:PASSWORD@HOST/DATABASE"
     if not 1 <= database.pool_size <= 1000:
         yield f"database.pool_size = {database.pool_size}: it must be a whole number from 1 to 1000"
     for key in ("cursor_lease", "statement_timeout"):
-        if getattr(database, key).seconds <= 0:
-            yield f"database.{key}: it must be longer than nothing"
+        yield from _too_short(f"database.{key}", getattr(database, key), 0.001)
 
 
 def _server_complaints(server: Server) -> Iterator[str]:
@@ -409,8 +426,7 @@ def _server_complaints(server: Server) -> Iterator[str]:
         yield "server.certfile: certfile and keyfile go together; set both or none"
     if server.client_ca and not server.certfile:
         yield "server.client_ca: client certificates need TLS here; set certfile and keyfile"
-    if server.send_timeout.seconds < 1:
-        yield "server.send_timeout: it must be at least 1s"
+    yield from _too_short("server.send_timeout", server.send_timeout, 1)
     host = split_address(server.admin_bind)[0]
     if host and not is_loopback(host):
         yield (
@@ -464,8 +480,7 @@ def _access_complaints(access: Access) -> Iterator[str]:
     for key, least in (("token_cache", 1), ("max_streams", 1)):
         if getattr(access, key) < least:
             yield f"access.{key} = {getattr(access, key)}: it must be at least {least}"
-    if access.verify_timeout.seconds <= 0:
-        yield "access.verify_timeout: it must be longer than nothing"
+    yield from _too_short("access.verify_timeout", access.verify_timeout, 0.001)
     yield from _credentials_complaints("access.admin", access.admin)
 
 
@@ -479,6 +494,8 @@ def _url_complaints(path: str, url: str) -> Iterator[str]:
         host = None
     if host is None or parts.scheme not in ("http", "https"):
         yield f'{path} = "{url}": it must be a URL, https://…'
+    elif re.search(r"[\s\x00-\x20\x7f]", url):
+        yield f'{path} = "{url}": a URL holds no white space'
     elif parts.scheme == "http" and not is_loopback(host):
         yield f'{path} = "{url}": secrets are sent there, so it must be https (http only to this machine)'
 
@@ -487,13 +504,13 @@ def _credentials_complaints(path: str, credentials: Credentials) -> Iterator[str
     if bool(credentials.username) != bool(credentials.password):
         yield f"{path}: username and password go together; set both or none"
     if ":" in credentials.username:
-        yield f'{path}.username = "{credentials.username}": HTTP authentication allows no colon in it'
+        yield f"{path}.username: HTTP authentication allows no colon in it; the password has a key of its own"
 
 
 def _store_complaints(store: Store) -> Iterator[str]:
     path = f"stores.{store.name}"
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", store.name, re.ASCII):
-        yield f"{path}: a store's name has letters, digits, - and _ only, up to 63: it is part of the URL"
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", store.name, re.ASCII) or store.name == "-":
+        yield f"{path}: a store's name has letters, digits, - and _ only, up to 63, and is not - alone: it is part of the URL"
     if not store.public_key.strip():
         yield f"{path}.public_key: it is empty; copy it from my.clerk.io, Settings, API keys"
     yield from _credentials_complaints(f"{path}.basic", store.basic)

@@ -8,9 +8,12 @@ import asyncio
 import http.client
 import itertools
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -196,13 +199,16 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+def postgres(request: pytest.FixtureRequest) -> Iterator[Embedded]:
     """The embedded server; all workers of a run share it, and the last one stops it."""
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if base.name.startswith("popen-") else base
-    server = Embedded.start(folder / "embedded")
+    run = getattr(request.config, "workerinput", {}).get("testrunuid", str(os.getpid()))
+    # Not below pytest's folder: another run of root makes that unreadable for the user PostgreSQL runs as.
+    folder = Path(tempfile.gettempdir()) / f"clerk-feed-test-{run}"
+    server = Embedded.start(folder)
     yield server
     server.stop()
+    if not (folder / "postgres" / "postmaster.pid").exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 _numbers = itertools.count()
@@ -283,8 +289,6 @@ Serve = Callable[..., Running]
 
 def start_service(folder: Path, config: str, *, environment: Mapping[str, str] | None = None) -> Running:
     """Start `clerk-feed serve` on a feed.toml and wait until it answers."""
-    import os
-
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / "feed.toml", folder / "serve.log"
     path.write_text(config)

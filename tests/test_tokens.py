@@ -1,4 +1,4 @@
-"""Who may read: Clerk's tokens over real sockets, Basic authentication, and the life of a token by a clock of our own."""
+"""Who may read: Clerk's tokens and HTTP authentication over real sockets, and the life of a token by our own clock."""
 
 import asyncio
 import base64
@@ -104,9 +104,6 @@ def closed_port() -> tuple[socket.socket, int]:
     return holder, holder.getsockname()[1]
 
 
-# What a token is good for
-
-
 def test_a_token_that_clerk_accepts_reads_the_feed(catalog: Shop) -> None:
     catalog.execute("insert into {s}.products (id) values (7)")
     assert [item["id"] for item in catalog.items(PAGE)] == [7]
@@ -175,9 +172,6 @@ def test_a_token_that_is_good_for_one_store_is_refused_for_another(moody: Moody)
     assert moody.get("good-for-dk").status == 200
     problem(moody.get("good-for-dk", "both", headers=basic), 401, "token-rejected")
     assert moody.get("good-for-dk").status == 200
-
-
-# Never open on failure
 
 
 ELSEWHERE = "/v2/elsewhere"
@@ -279,9 +273,6 @@ def test_an_ok_without_a_payload_counts(moody: Moody) -> None:
     assert moody.get("good-without-payload").status == 200
 
 
-# How often Clerk is asked
-
-
 def test_requests_at_the_same_time_with_one_token_ask_clerk_once(catalog: Shop) -> None:
     catalog.execute("insert into {s}.products (id) values (1)")
     clients = 6
@@ -323,9 +314,6 @@ def test_a_flood_of_wrong_tokens_does_not_push_a_good_one_out(moody: Moody) -> N
         problem(moody.get(f"bad-{number}"), 401, "token-rejected")
     assert moody.get("good-in-a-flood").status == 200
     assert moody.asked("good-in-a-flood") == 1
-
-
-# How long a token lives
 
 
 def test_exp_in_the_token_payload_ends_the_life_of_a_token(moody: Moody) -> None:
@@ -390,9 +378,6 @@ def test_past_its_grace_a_token_is_no_longer_good_while_clerk_is_away(
     assert service.get(path).status == 200
     clerk.behaviour = behaves(lambda: error("InternalError"))
     problem(service.get(path), 503, "clerk-unreachable")
-
-
-# HTTP authentication
 
 
 def credentials(username: str, password: str, encoding: str = "utf-8") -> str:
@@ -482,9 +467,6 @@ def test_no_token_password_or_key_reaches_an_answer_or_the_log(moody: Moody) -> 
         assert secret not in text
 
 
-# The life of a token by a clock of our own
-
-
 class Clock:
     """Stands in for the time module: both clocks move when told to."""
 
@@ -515,6 +497,9 @@ class Scripted:
         return self.answer
 
 
+ANY = "token"
+
+
 class Bench:
     """Tokens with a clock and a verifier in a test's hands."""
 
@@ -526,7 +511,7 @@ class Bench:
         self.tokens = Tokens(self.clerk, access, self.events.append)
         self.store = Store(public_key="key-of-dk", name="dk")
 
-    async def ask(self, token: str = "token") -> str:
+    async def ask(self, token: str = ANY) -> str:
         """The code of the refusal, or "ok"."""
         try:
             await self.tokens.check(self.store, token)
@@ -735,8 +720,9 @@ def test_a_call_nobody_waits_for_any_more_still_counts(bench: Bench) -> None:
         with pytest.raises(asyncio.CancelledError):
             await impatient
         bench.clerk.gate.set()
-        while not bench.tokens.is_known(bench.store, "token"):
+        for _ in range(3):
             await asyncio.sleep(0)
+        assert bench.tokens.is_known(bench.store, "token")
 
     play(scene)
 

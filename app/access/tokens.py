@@ -26,6 +26,9 @@ UNREACHABLE_SECONDS = 1.0
 
 MAX_TOKEN_BYTES = 8192
 
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="clerk-feed"'}
+"""RFC 9110 wants one with every 401. The token itself comes in X-Clerk-Authorization, as Clerk's guide has it."""
+
 
 class Verifier(Protocol):
     """Who knows whether a token is good."""
@@ -74,7 +77,6 @@ class Tokens:
             verdict = await self._ask_once(digest, store, token)
         except ClerkUnreachableError as error:
             if known and self._in_grace(known):
-                known.unreachable_until = max(known.unreachable_until, time.monotonic() + UNREACHABLE_SECONDS)
                 return
             raise Refusal(
                 CLERK_UNREACHABLE,
@@ -116,6 +118,8 @@ class Tokens:
             verdict = await self._verifier.verify(token, store.public_key)
         except ClerkUnreachableError as error:
             known = self._good.get(digest)
+            if known:
+                known.unreachable_until = time.monotonic() + UNREACHABLE_SECONDS
             self._emit(
                 ClerkUnreachable(
                     store=store.name,
@@ -140,18 +144,18 @@ class Tokens:
 def bearer(header: str | None) -> str:
     """The token of an X-Clerk-Authorization header. Raises Refusal, never with the header's value in it."""
     if header is None:
-        raise Refusal(TOKEN_MISSING, "The request carries no header X-Clerk-Authorization.")
+        raise Refusal(TOKEN_MISSING, "The request carries no header X-Clerk-Authorization.", headers=_CHALLENGE)
     scheme, _, token = header.strip().partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token or any(c.isspace() for c in token):
-        raise Refusal(TOKEN_MALFORMED, "X-Clerk-Authorization arrived, but not as 'Bearer TOKEN'.")
+        raise Refusal(TOKEN_MALFORMED, "X-Clerk-Authorization arrived, but not as 'Bearer TOKEN'.", headers=_CHALLENGE)
     if len(token) > MAX_TOKEN_BYTES or not token.isascii() or not token.isprintable():
         raise Refusal(TOKEN_MALFORMED, f"The token is longer than {MAX_TOKEN_BYTES} characters or not printable ASCII.")
     return token
 
 
 def _rejected(store: Store) -> Refusal:
-    return Refusal(TOKEN_REJECTED, f"Clerk rejected the token for the store {store.name}.")
+    return Refusal(TOKEN_REJECTED, f"Clerk rejected the token for the store {store.name}.", headers=_CHALLENGE)
 
 
 def _digest(store: Store, token: str) -> bytes:

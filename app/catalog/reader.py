@@ -21,7 +21,7 @@ from app.settings import Database, Store
 from app.status.events import Emit, ItemsInvalid, Resumed, SourceChanged, SourceFailed
 
 CHUNK_BYTES = 8_000_000
-_BATCH_ROWS = 1000
+BATCH_ROWS = 1000
 _RUN_ROWS: int | None = 50_000
 """Rows of one statement of a whole feed. Asked for all, the planner would rather sort a large table than walk its
 index, and nothing would come for seconds."""
@@ -179,13 +179,13 @@ class Reader:
             if ended:
                 return
             if limit is not None:
-                limit = limit - count or _BATCH_ROWS
+                limit = limit - count or BATCH_ROWS
 
     def _rows_per_fetch(self, source: Source) -> int:
         row_bytes = self._row_bytes.get((source.store, source.feed))
         if row_bytes is None:
             return _FIRST_ROWS
-        return max(1, min(_BATCH_ROWS, int(CHUNK_BYTES / max(row_bytes, 1))))
+        return max(1, min(BATCH_ROWS, int(CHUNK_BYTES / max(row_bytes, 1))))
 
     def _failed(self, source: Source, part: "_Part", error: BaseException) -> Refusal:
         after = part.after.key if part.after else None

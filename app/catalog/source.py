@@ -5,7 +5,6 @@ The description is made anew when a walk begins and when a statement fails becau
 """
 
 import asyncio
-import re
 import time
 from typing import Any
 
@@ -15,7 +14,7 @@ import msgspec
 from app.catalog.pool import LOST, Patience, Pool
 from app.protocol.feeds import REQUIRED, FeedName
 from app.protocol.problems import FEED_MISSING, SOURCE_UNUSABLE, Refusal
-from app.protocol.wire import ItemEncoder
+from app.protocol.wire import ItemEncoder, nameable
 from app.settings import Store, relation_parts
 
 _FRESH_SECONDS = 2.0
@@ -172,8 +171,10 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
                 f"{relation} has no column {quoted(name)}, which every item of {feed} must have.",
                 f"Add the column {quoted(name)} to {relation}.",
             )
+    # Clerk ignores attributes named otherwise than with letters, digits and underscore. Most are served all the same,
+    # so that nothing seems lost; the few that can't be named are left out.
     served = [by_name["id"]]
-    served += [c for c in columns if c.name not in ("id", "modified_at") and not _UNNAMEABLE.search(c.name)]
+    served += [c for c in columns if c.name not in ("id", "modified_at") and nameable(c.name)]
     expressions = [f"{_expression(relation, column)} as {quoted(column.name)}" for column in served]
     flag = " and ".join(_plain_conditions(served, REQUIRED[feed]))
     select = f"select ({flag}) as plain,\n  " + ",\n  ".join(expressions)
@@ -203,10 +204,6 @@ def quoted(identifier: str) -> str:
     """An identifier as SQL spells it, whatever is in it."""
     return '"' + identifier.replace('"', '""') + '"'
 
-
-# Clerk ignores attributes named otherwise than with letters, digits and underscore. Most are served all the same, so
-# that nothing seems lost; a name that would need escaping in JSON is beyond msgspec's Structs, and is left out.
-_UNNAMEABLE = re.compile(r'["\\\x00-\x1f]')
 
 _INTEGERS = {"int2", "int4", "int8"}
 _FLOATS = {"float4", "float8", "numeric"}

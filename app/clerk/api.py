@@ -69,11 +69,11 @@ class ClerkApi:
                     status = response.status_code
         except TimeoutError:
             raise ClerkUnreachableError(f"no answer within {self._timeout_seconds:g} s") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClerkUnreachableError(f"the call failed: {type(error).__name__}") from None
         try:
             answer = msgspec.json.decode(received)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise ClerkUnreachableError(f"HTTP status {status} with a body that is not a JSON object")

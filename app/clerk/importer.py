@@ -79,7 +79,7 @@ class Report(msgspec.Struct):
             self.slowest_seconds, self.slowest_offset = page.seconds, page.offset
         for item in page.items:
             id = item.get("id")
-            if not isinstance(id, str | int):
+            if not isinstance(id, str | int) or isinstance(id, bool):
                 raise ImportFailedError(f"an item at offset {page.offset} has no id that is a number or text")
             if id in self.ids:
                 self.duplicates.append(id)
@@ -106,11 +106,17 @@ class Importer:
         address: str | None = None,
     ) -> None:
         """`token` may be a function that gives a fresh one a request. `address` is the local one to call from."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            # What follows the host may be a part of a password: nothing of it is shown.
+            raise ValueError("not a feed URL: percent-encode / ? # @ : in user name and password") from None
+        if parts.scheme not in ("http", "https") or not host:
             raise ValueError(f"not a feed URL: {redacted(url)}")
         self.url = url
-        self.paged = bool(_PLACEHOLDER.search(url))
+        # Without an offset every answer is the first page: a walk of it would never end.
+        self.paged = any(match[1] == "offset" for match in _PLACEHOLDER.finditer(url))
         self.limit = limit
         self._modified_after = modified_after
         self._token = token
@@ -128,7 +134,7 @@ class Importer:
             self._target += "?" + parts.query
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         source = (address, 0) if address else None
-        self._connection = kind(parts.hostname, parts.port, timeout=timeout_seconds, source_address=source)
+        self._connection = kind(host, port, timeout=timeout_seconds, source_address=source)
 
     def pages(self) -> Iterator[Page]:
         """The pages of a walk in order, the empty one at its end included. Raises ImportFailedError."""
@@ -170,10 +176,16 @@ class Importer:
         headers = dict(self._headers)
         if self._token is not None:
             token = self._token() if callable(self._token) else self._token
+            if not (token.isascii() and token.isprintable()):
+                raise ImportFailedError("the token holds characters that fit into no header")
             headers["X-Clerk-Authorization"] = f"Bearer {token}"
         self._connection.request("GET", target, headers=headers)
         response = self._connection.getresponse()
-        return response.status, response.headers, response.read()
+        body = response.read()
+        if response.status == 200 and response.length is None and not response.chunked:
+            # Ended by closing the connection: one cut off, headers even, could not be told from a whole one.
+            raise http.client.IncompleteRead(body)
+        return response.status, response.headers, body
 
     def _filled(self, offset: int) -> str:
         values = {"limit": str(self.limit), "offset": str(offset), "modified_after": self._modified_after}
@@ -223,7 +235,7 @@ def decoded(body: bytes) -> list[dict[str, object]]:
 
 def redacted(url: str) -> str:
     """A URL as it may be shown: without user and password."""
-    return re.sub(r"//[^/@]*@", "//…@", url)
+    return re.sub(r"^([a-z+.-]+:)?(//)?[^/?#]*@", r"\1//…@", url, flags=re.IGNORECASE)
 
 
 def _broken(error: Exception) -> str:

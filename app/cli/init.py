@@ -1,8 +1,9 @@
-"""`clerk-feed init`: a feed.toml and a views.sql to start from, or the SQL of a role that can do no more than it must."""
+"""`clerk-feed init`: a feed.toml and a views.sql to start from, or the SQL of a role for the service."""
 
 import asyncio
 import json
 import shlex
+import textwrap
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,8 +13,9 @@ import jinja2
 import msgspec
 from rich.console import Console
 
-from app.catalog.recognise import TODO, View, identifier, read_tables, recognise, schemas, shown, taken_names, typical
+from app.catalog.drafts import TODO, View, draft, typical
 from app.catalog.schema import migrations, owned_schema
+from app.catalog.tables import identifier, read_tables, schemas, shown, taken_names
 from app.protocol.feeds import FEEDS, FeedName
 from app.settings import SettingsError, parse
 
@@ -138,7 +140,7 @@ async def _look(dsn: str, schema: str | None, store: str) -> _Found:
             )
         tables = await read_tables(connection, schema, store)
         database = await connection.fetchval("select current_database()::text")
-        return _Found(recognise(tables, store), shown(database))
+        return _Found(draft(tables, store), shown(database))
     except asyncpg.PostgresError as error:
         raise click.ClickException(f"the catalog of the database could not be read: {error}") from None
     finally:
@@ -189,6 +191,9 @@ def _render(template: str, **values: object) -> str:
     )
     environment.filters["shown"] = lambda value: shown(str(value))
     environment.filters["commented"] = lambda sql: "\n".join(f"-- {line}".rstrip() for line in sql.splitlines())
+    environment.filters["comment"] = lambda text: textwrap.fill(
+        text, 114, initial_indent="-- ", subsequent_indent="--   ", break_on_hyphens=False
+    )
     return environment.get_template(template).render(**values)
 
 
@@ -199,7 +204,7 @@ def _report(console: Console, found: _Found, views_sql: str, path: Path) -> None
         for feed in FEEDS:
             _report_feed(console, found.views[feed])
     open_lines = list(_open_lines(views_sql))
-    console.print(f"To fill in, {len(open_lines)} places of {path}:")
+    console.print(f"To fill in, {len(open_lines)} {'place' if len(open_lines) == 1 else 'places'} of {path}:")
     for number, line in open_lines:
         console.print(f"  line {number:<4} {line}")
     if indexes := _indexes(found):
@@ -250,11 +255,13 @@ Wrote {config} and {views}. Next:
        export CLERK_PUBLIC_KEY='…'    # my.clerk.io, Settings, API keys
   3. Create the views:
        psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f {views}
-  4. Serve them, with a role that can do no more than it must:
-       clerk-feed init --print-sql --store {store}
+  4. Make a role that can read them and nothing else, and name it in DATABASE_URL:
+       clerk-feed init --print-sql --store {store} > role.sql
+       psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f role.sql
+  5. Serve them:
        {serve}
-  5. In Clerk's Data Sync, with token authentication on and Page Size 1000:
+  6. In Clerk's Data Sync, with token authentication on and Page Size 1000:
 {urls}
      Incremental Time: leave it empty for full syncs, which also delete from Clerk what is gone from your shop. With a
-     value, only what changed is read, from views with modified_at."""
+     value, only what changed is read, from views with modified_at."""  # noqa: S608 (no SQL)
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
 import click
@@ -78,15 +78,29 @@ async def _serve(settings: Settings, dsn: str) -> None:
     stop = stop_on_signals()
     listeners, admin = bind(settings.server)
     emit = Events(Log())
-    async with open_service(settings, dsn, emit) as service:
-        urls = tuple(map(url_of, listeners))
-        await _greet(service, settings, urls, url_of(admin))
-        emit(Started(urls=urls, version=__version__, database=service.database))
-        async with asyncio.TaskGroup() as group:
-            group.create_task(host(service.app, listeners, settings.server, stop))
-            group.create_task(host(service.admin, [admin], settings.server, stop))
-            await stop.wait()
-            emit(Stopping(seconds=settings.server.shutdown_timeout.seconds))
+    try:
+        async with AsyncExitStack() as stack:
+            opening = asyncio.create_task(stack.enter_async_context(open_service(settings, dsn, emit)))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                opening.cancel()
+                with suppress(asyncio.CancelledError):
+                    await opening
+                return
+            stopping.cancel()
+            service = opening.result()
+            urls = tuple(map(url_of, listeners))
+            await _greet(service, settings, urls, url_of(admin))
+            emit(Started(urls=urls, version=__version__, database=service.database))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(host(service.app, listeners, settings.server, stop))
+                group.create_task(host(service.admin, [admin], settings.server, stop))
+                await stop.wait()
+                emit(Stopping(seconds=settings.server.shutdown_timeout.seconds))
+    finally:
+        for listener in (*listeners, admin):
+            listener.close()
 
 
 async def _greet(service: Service, settings: Settings, urls: tuple[str, ...], admin_url: str) -> None:

@@ -26,12 +26,6 @@ _ZSTD_LEVEL = 1
 _GZIP_WINDOW = 31  # the largest window, with gzip's header
 
 
-class _Compressor(Protocol):
-    def compress(self, data: bytes) -> bytes: ...
-
-    def flush(self, mode: int) -> bytes: ...
-
-
 def coding_of(accept_encoding: str) -> Coding | None:
     """The coding a client prefers of those we have; None for none, as where the header says nothing."""
     asked = qualities(accept_encoding)
@@ -46,18 +40,36 @@ def coding_of(accept_encoding: str) -> Coding | None:
 
 async def coded(chunks: AsyncGenerator[bytes, None], coding: Coding) -> AsyncGenerator[bytes, None]:
     """Compress chunk by chunk, each flushed, so that what was sent can be read before the end."""
-    compressor: _Compressor
-    if coding == "gzip":
-        compressor = isal_zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW)
-        flush, finish = isal_zlib.Z_SYNC_FLUSH, isal_zlib.Z_FINISH
-    else:
-        compressor = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
-        flush, finish = zstd.ZstdCompressor.FLUSH_BLOCK, zstd.ZstdCompressor.FLUSH_FRAME
+    compress = _gzip() if coding == "gzip" else _zstd()
     # One chunk is held back: the last one carries the end of the stream, so that a page stays one piece.
     held: bytes | None = None
     async with aclosing(chunks):
         async for chunk in chunks:
             if held is not None:
-                yield compressor.compress(held) + compressor.flush(flush)
+                yield compress(held, last=False)
             held = chunk
-    yield compressor.compress(held or b"") + compressor.flush(finish)
+    yield compress(held or b"", last=True)
+
+
+class _Compress(Protocol):
+    """Everything that goes out for a chunk; with `last`, the end of the stream too."""
+
+    def __call__(self, chunk: bytes, *, last: bool) -> bytes: ...
+
+
+def _gzip() -> _Compress:
+    stream = isal_zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW)
+
+    def compress(chunk: bytes, *, last: bool) -> bytes:
+        return stream.compress(chunk) + stream.flush(isal_zlib.Z_FINISH if last else isal_zlib.Z_SYNC_FLUSH)
+
+    return compress
+
+
+def _zstd() -> _Compress:
+    stream = zstd.ZstdCompressor(level=_ZSTD_LEVEL)
+
+    def compress(chunk: bytes, *, last: bool) -> bytes:
+        return stream.compress(chunk, stream.FLUSH_FRAME if last else stream.FLUSH_BLOCK)
+
+    return compress

@@ -25,6 +25,7 @@ _MAX_UNITS_BACK = 87_600
 _FIRST_SECONDS = 10**8
 _FIRST_MILLISECONDS = 10**11
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
+_MAX_DATE_LENGTH = 64
 _KNOWN = ("limit", "offset", "modified_after", "after")
 _SPACE_WAS_PLUS = re.compile(r"^(.+\d\d:?\d\d\S*) (\d\d(?::?\d\d)?)$")
 
@@ -104,6 +105,8 @@ def parse_modified_after(text: str, *, now: float, unit: HourUnit) -> float | No
     if re.fullmatch(r"[0-9]{1,30}(\.[0-9]{1,9})?", value, re.ASCII):
         return _from_number(float(value), text, now, unit)
     try:
+        if len(value) > _MAX_DATE_LENGTH or re.fullmatch(r"[0-9.]+", value):
+            raise ValueError(value)
         moment = datetime.fromisoformat(_SPACE_WAS_PLUS.sub(r"\1+\2", value))
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):

@@ -7,6 +7,7 @@ leave NULL attributes out; the few others are looked at one by one.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from itertools import starmap
 from operator import itemgetter
@@ -24,6 +25,11 @@ MEDIA_TYPES: dict[Format, bytes] = {
 }
 
 _is_plain = itemgetter(0)
+
+
+def nameable(name: str) -> bool:
+    """Whether an attribute can have this name: msgspec writes names as they are, without escaping."""
+    return not re.search(r'["\\\x00-\x1f]', name)
 
 
 class Invalid(msgspec.Struct, frozen=True):
@@ -60,7 +66,10 @@ class ItemEncoder:
     """Encodes the rows of one source. Built once when the source is described."""
 
     def __init__(self, attributes: Sequence[str], required: Sequence[str]) -> None:
-        """`attributes` in the order of the rows, after the flag. Any text is allowed as a name."""
+        """`attributes` in the order of the rows, after the flag.
+
+        Raises ValueError for a name that JSON would have to escape, see `nameable`.
+        """
         self._attributes = tuple(attributes)
         self._required = tuple((name, self._attributes.index(name) + 1) for name in required)
         fields: list[tuple[str, Any, Any]] = [("plain", bool, True)]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import jinja2
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -16,6 +17,10 @@ _CSP = (
     "default-src 'none'; style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _READY_SECONDS = 1.0
+
+
+async def _nothing(request: Request) -> Response:
+    raise HTTPException(404)
 
 
 class Pages:
@@ -42,6 +47,7 @@ class Pages:
             Route("/-/healthz", self.healthz),
             Route("/-/readyz", self.readyz),
             Route(PROBLEMS_PATH, self.problems),
+            Route("/-/{rest:path}", _nothing),
         ]
 
     async def healthz(self, request: Request) -> Response:
