@@ -510,7 +510,7 @@ def _credentials_complaints(path: str, credentials: Credentials) -> Iterator[str
 def _store_complaints(store: Store) -> Iterator[str]:
     path = f"stores.{store.name}"
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", store.name, re.ASCII) or store.name == "-":
-        yield f"{path}: a store's name has letters, digits, - and _ only, up to 63, and is not - alone: it is part of the URL"
+        yield f"{path}: a store's name has letters, digits, - and _ only (up to 63, not - alone): it is part of the URL"
     if not store.public_key.strip():
         yield f"{path}.public_key: it is empty; copy it from my.clerk.io, Settings, API keys"
     yield from _credentials_complaints(f"{path}.basic", store.basic)

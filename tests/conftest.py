@@ -238,7 +238,7 @@ def create_database(postgres: Embedded, loop: Loop, worker_id: str) -> Iterator[
 
 @pytest.fixture(scope="session")
 def worker_id(request: pytest.FixtureRequest) -> str:
-    return getattr(request.config, "workerinput", {}).get("workerid", "main")
+    return str(getattr(request.config, "workerinput", {}).get("workerid", "main"))
 
 
 @pytest.fixture(scope="session")
@@ -358,7 +358,7 @@ def shared_service(
     for number in range(STORES):
         config += f'[stores.s{number}]\npublic_key = "key-s{number}"\n'
         if number % 2:
-            config += "[stores.s%d.feeds.customers]\nstrict = true\n" % number
+            config += f"[stores.s{number}.feeds.customers]\nstrict = true\n"
     running = start_service(tmp_path_factory.mktemp("shared"), config)
     yield running
     running.stop()

@@ -150,7 +150,11 @@ def bearer(header: str | None) -> str:
     if scheme.lower() != "bearer" or not token or any(c.isspace() for c in token):
         raise Refusal(TOKEN_MALFORMED, "X-Clerk-Authorization arrived, but not as 'Bearer TOKEN'.", headers=_CHALLENGE)
     if len(token) > MAX_TOKEN_BYTES or not token.isascii() or not token.isprintable():
-        raise Refusal(TOKEN_MALFORMED, f"The token is longer than {MAX_TOKEN_BYTES} characters or not printable ASCII.")
+        raise Refusal(
+            TOKEN_MALFORMED,
+            f"The token is longer than {MAX_TOKEN_BYTES} characters or not printable ASCII.",
+            headers=_CHALLENGE,
+        )
     return token
 
 
