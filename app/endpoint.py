@@ -1,11 +1,13 @@
 """The main path: from an importer's request to the bytes of a feed.
 
-Gate, request, bookmark, reader, wire, response, in this order. Every refusal is a Refusal raised on the way.
+Gate, request, bookmark, reader, wire, the guard at the end, response, in this order. Every refusal is a Refusal
+raised on the way.
 """
 
 import re
 import time
 from contextlib import aclosing
+from hashlib import blake2b
 from typing import cast
 from urllib.parse import quote
 
@@ -14,7 +16,8 @@ from starlette.responses import Response
 
 from app.access.client import address_of
 from app.access.gate import Gate
-from app.catalog.bookmarks import Bookmark, Bookmarks
+from app.catalog.bookmarks import Bookmark, Bookmarks, Page
+from app.catalog.guard import Ending, Guard
 from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Position, Reader, Span
 from app.catalog.source import Source, Sources
 from app.protocol import request as protocol
@@ -37,6 +40,7 @@ class FeedEndpoint:
         sources: Sources,
         reader: Reader,
         bookmarks: Bookmarks,
+        guard: Guard,
         send_seconds: float,
         emit: Emit,
     ) -> None:
@@ -44,6 +48,7 @@ class FeedEndpoint:
         self._sources = sources
         self._reader = reader
         self._bookmarks = bookmarks
+        self._guard = guard
         self._send_seconds = send_seconds
         self._emit = emit
 
@@ -58,7 +63,8 @@ class FeedEndpoint:
             unit=store.modified_after_unit,
         )
         source = await self._sources.of(store, feed, fresh=not wanted.offset and wanted.after is None)
-        answer = Answer(store, source, wanted, self._reader, self._bookmarks, self._emit)
+        caller = blake2b(address_of(request).encode(), digest_size=8).hexdigest()
+        answer = Answer(store, source, wanted, self._reader, self._bookmarks, self._guard, self._emit, caller)
         answer.writes = request.method != "HEAD"
         coding = coding_of(request.headers.get("accept-encoding", ""))
         chunks = coded(answer.chunks(), coding) if coding else answer.chunks()
@@ -92,14 +98,18 @@ class Answer:
         wanted: FeedRequest,
         reader: Reader,
         bookmarks: Bookmarks,
+        guard: Guard,
         emit: Emit,
+        caller: str = "",
     ) -> None:
         self._store = store
         self._source = source
         self._wanted = wanted
         self._reader = reader
         self._bookmarks = bookmarks
+        self._guard = guard
         self._emit = emit
+        self._caller = caller
         self._since = self._changed_since()
         self._next: str | None = None
         self.writes = True
@@ -142,7 +152,7 @@ class Answer:
             _require_key(source, wanted.after)
             return Span(Position(wanted.after), from_client=True), None, False
         if not wanted.offset:
-            return Span(since=self._since), None, wanted.limit is not None
+            return Span(since=self._since), None, True
         incremental = self._since is not None
         start = await self._bookmarks.find(source, wanted.offset, incremental=incremental)
         if start is None:
@@ -153,33 +163,42 @@ class Answer:
         return span, start, True
 
     async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
-        """Leave the bookmark of the next page, and remember the key for the Link header."""
-        wanted, source = self._wanted, self._source
-        self._next = reached.key if reached and wanted.after is not None else None
-        if not of_walk or not self.writes or wanted.offset is None or wanted.limit is None:
+        """Guard the end of a walk, leave the bookmark of the next page, and remember the key for the Link header."""
+        wanted, tally = self._wanted, self.tally
+        if wanted.after is not None:
+            self._next = reached.key if reached else None
             return
-        incremental = self._since is not None
-        if start is not None and not self.tally.items:
-            await self._bookmarks.finish(source, start, incremental=incremental, offset=wanted.offset)
-        else:
-            self.tally.walk = await self._bookmarks.turn(
-                source,
-                incremental=incremental,
-                offset=wanted.offset,
-                limit=wanted.limit,
-                start=start,
-                reached=reached,
-            )
-        if reached is None and (start is None or start.position is not None):
+        if not of_walk:
+            return
+        offset, incremental = wanted.offset or 0, self._since is not None
+        again = start is not None and start.position is None
+        items = offset + tally.items
+        if reached is None and not incremental and not again:
+            ending = Ending(tally.walk, items, tally.invalid, start is not None and start.ambiguous)
+            items = await self._guard.check(self._store, self._source, ending, writes=self.writes)
+        if self.writes:
+            final_items = items if reached is None and not again else None
+            page = Page(offset, wanted.limit or 0, tally.items, tally.invalid, reached, final_items, self._caller)
+            await self._record(start, page, incremental=incremental)
+        if reached is None and not again:
             self._emit(
                 WalkEnded(
-                    store=source.store,
-                    feed=source.feed,
-                    walk=self.tally.walk,
+                    store=self._store.name,
+                    feed=self._source.feed,
+                    walk=tally.walk,
                     incremental=incremental,
-                    items=wanted.offset + self.tally.items,
+                    items=items,
                 )
             )
+
+    async def _record(self, start: Bookmark | None, page: Page, *, incremental: bool) -> None:
+        source = self._source
+        if self._wanted.limit is None:
+            self.tally.walk = await self._bookmarks.streamed(source, page, incremental=incremental)
+        elif start is not None and not page.items:
+            await self._bookmarks.finish(source, page, incremental=incremental, start=start)
+        else:
+            self.tally.walk = await self._bookmarks.turn(source, page, incremental=incremental, start=start)
 
     def _changed_since(self) -> float | None:
         """From when on items count as changed, in unix seconds; None for a full read.

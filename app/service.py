@@ -18,6 +18,7 @@ from app.access.client import address_of
 from app.access.gate import Gate, require_http_1
 from app.access.tokens import Tokens
 from app.catalog.bookmarks import Bookmarks
+from app.catalog.guard import Guard
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.reader import Reader
 from app.catalog.schema import migrate
@@ -59,7 +60,7 @@ async def open_service(settings: Settings, dsn: str, emit: Emit) -> AsyncIterato
         async with pool.connection() as connection:
             await migrate(connection)
             version = await connection.fetchval("show server_version")
-        bookmarks = Bookmarks(pool, settings.database.resume_for.seconds)
+        bookmarks = Bookmarks(pool, settings.database.resume_for.seconds, emit)
         sources = Sources(pool, settings.database.resume_for.seconds)
         sweeper = asyncio.create_task(_sweep(bookmarks, emit))
         yield Service(
@@ -84,7 +85,8 @@ def create_app(
     """The public application: the feeds behind the gate, and the routes that name nothing."""
     gate = Gate(settings.stores, Tokens(clerk, settings.access, emit))
     reader = Reader(pool, sources, settings.database, emit)
-    endpoint = FeedEndpoint(gate, sources, reader, bookmarks, settings.server.send_timeout.seconds, emit)
+    guard = Guard(pool, settings.database.resume_for.seconds, emit)
+    endpoint = FeedEndpoint(gate, sources, reader, bookmarks, guard, settings.server.send_timeout.seconds, emit)
     pages = Pages(_readiness(settings, sources))
     return _application([*pages.routes(), Route("/{store}/{feed}", endpoint.feed)], emit)
 

@@ -371,8 +371,6 @@ _NOT_YET: tuple[tuple[str, str], ...] = (
     ("store", "private_key"),
     ("feed", "rendered"),
     ("feed", "refresh_every"),
-    ("feed", "shrink_limit"),
-    ("feed", "shrink_floor"),
     ("feed", "delete_orders"),
 )
 """Keys whose feature is still to come. Setting one must not look as if it worked."""

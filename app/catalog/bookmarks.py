@@ -13,11 +13,13 @@ page before.
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import asyncpg
 import msgspec
 
-from app.catalog.pool import LOST, Patience, Pool
+from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import Position
 from app.catalog.source import Source
+from app.status.events import Emit
 
 T = TypeVar("T")
 
@@ -31,14 +33,31 @@ class Bookmark(msgspec.Struct, frozen=True):
     id: int
     walk: int
     position: Position | None
+    ambiguous: bool
+    """Whether it was the smallest of several keys: then items may have been sent twice."""
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What a page came to, for the record of its walk."""
+
+    offset: int
+    limit: int
+    items: int
+    invalid: int
+    reached: Position | None
+    """The last item's place; None at the end of the feed."""
+    final_items: int | None = None
+    """How many items the feed has, at its end."""
+    caller: str = ""
 
 
 class Bookmarks:
     """Finds and writes bookmarks in `clerk_feed`, durably, and waits for a database that is away."""
 
-    def __init__(self, pool: Pool, resume_seconds: float) -> None:
+    def __init__(self, pool: Pool, resume_seconds: float, emit: Emit) -> None:
         self._pool = pool
         self._resume_seconds = resume_seconds
+        self._emit = emit
 
     async def find(self, source: Source, offset: int, *, incremental: bool) -> Bookmark | None:
         """The bookmark a page at this offset starts from. Raises Refusal when the database stays away."""
@@ -55,53 +74,68 @@ class Bookmarks:
         if row is None:
             return None
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
-        return Bookmark(row["id"], row["walk"], position)
+        return Bookmark(row["id"], row["walk"], position, row["ambiguous"])
 
-    async def turn(
-        self,
-        source: Source,
-        *,
-        incremental: bool,
-        offset: int,
-        limit: int,
-        start: Bookmark | None,
-        reached: Position | None,
-    ) -> int:
-        """Record that the page at `offset` was made, from `start` (None at offset 0) up to `reached` (None: the end).
+    async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> int:
+        """Record that a page was made from `start` (None at offset 0), and where the next one begins.
 
         Durable on return. Answers the walk's number. Raises Refusal when the database stays away.
         """
+        reached = page.reached
         walk: int = await self._patiently(
             lambda connection: connection.fetchval(
                 _TURN.format(key=_ordered_key(source, " desc")),
                 source.store,
                 source.feed,
                 incremental,
-                offset,
-                offset + limit,
+                page.offset,
+                page.offset + page.limit,
                 reached.key if reached else None,
                 source.key.family,
                 reached.modified_at if reached else None,
                 start.id if start else None,
                 start.walk if start else None,
+                page.items,
+                page.invalid,
+                start is not None and start.ambiguous,
+                None if reached else "finished",
+                page.final_items,
+                page.caller,
             )
         )
         return walk
 
-    async def finish(self, source: Source, start: Bookmark, *, incremental: bool, offset: int) -> None:
+    async def finish(self, source: Source, page: Page, *, incremental: bool, start: Bookmark) -> None:
         """Record that an empty answer was made from `start`: the walk is over, and nobody asks for the next page."""
 
         async def mark(connection: Any) -> None:
             async with connection.transaction():
+                await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
                 written_by = await connection.fetchval(_USE, start.id)
                 if written_by is None:
                     return  # a retry: it was counted the first time
                 feed = (source.store, source.feed, incremental)
                 arrived = _ARRIVED.format(key=_ordered_key(source, " desc"))
                 await connection.execute(arrived, *feed, written_by, source.key.family)
-                await connection.execute(arrived, *feed, offset, source.key.family)
+                await connection.execute(arrived, *feed, page.offset, source.key.family)
 
         await self._patiently(mark)
+
+    async def streamed(self, source: Source, page: Page, *, incremental: bool) -> int:
+        """Record that the whole feed was read in one answer. Answers the walk's number."""
+        walk: int = await self._patiently(
+            lambda connection: connection.fetchval(
+                _STREAMED,
+                source.store,
+                source.feed,
+                incremental,
+                page.items,
+                page.invalid,
+                page.final_items,
+                page.caller,
+            )
+        )
+        return walk
 
     async def sweep(self) -> int:
         """Delete what is older than a day; how many bookmarks that were."""
@@ -109,29 +143,32 @@ class Bookmarks:
         return int(result.rsplit(maxsplit=1)[-1])
 
     async def _patiently(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        patience = Patience(self._resume_seconds)
-        while True:
-            try:
-                async with self._pool.connection() as connection:
-                    return await work(connection)
-            except LOST as error:
-                # A statement whose answer was lost may have been committed. Twice is harmless: it is what a
-                # retried page does.
-                await patience.wait(error)
+        try:
+            # Twice is harmless: it is what a retried page does.
+            return await self._pool.patiently(work, Patience(self._resume_seconds))
+        except asyncpg.PostgresError as error:
+            raise state_unavailable(error, self._emit) from error
 
 
 def _ordered_key(source: Source, direction: str = "") -> str:
     return f"b.key::{source.key.family}{source.key.order}{direction}"
 
 
-_FIND = """
-select b.id, b.walk, b.is_end, b.key, b.modified_at::text as modified_at
-from clerk_feed.bookmark as b
-where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5
-  and b.written > now() - interval '%d hours'
-order by b.past, b.written < now() - interval '1 hour', b.is_end, b.modified_at nulls first, {key}
-limit 1
-""".replace("%d", str(KEPT_HOURS))
+_FIND = f"""
+with b as materialized (
+  select *, b.written < now() - interval '1 hour' as old
+  from clerk_feed.bookmark as b
+  where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5
+    and b.written > now() - interval '{KEPT_HOURS} hours'
+), chosen as (
+  select * from b order by b.past, b.old, b.is_end, b.modified_at nulls first, {{key}} limit 1
+)
+select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists (
+  select from b
+  where b.past = c.past and b.old = c.old and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
+) as ambiguous
+from chosen as c
+"""  # noqa: S608 (a number of ours)
 
 _USE = "update clerk_feed.bookmark set used = true where id = $1 and not used returning written_by"
 
@@ -154,9 +191,14 @@ with started as (
 ), arrived as (
   {_ARRIVED.replace("$4", "(select written_by from started)").replace("$5", "$7")}
 ), begun as (
-  insert into clerk_feed.walk (store, feed, incremental)
-  select $1, $2, $3 where $10::bigint is null
+  insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller)
+  select $1, $2, $3, 1, $11, $12, $14, $15, $16 where $10::bigint is null
   returning id
+), gone_on as (
+  update clerk_feed.walk
+  set pages = pages + 1, items = items + $11, invalid = invalid + $12, ambiguous = ambiguous or $13,
+    ended = coalesce($14, ended), final_items = coalesce($15, final_items), last_page = clock_timestamp()
+  where id = $10
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at, is_end)
@@ -165,6 +207,19 @@ select
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null
 returning walk
 """  # noqa: S608 (only our own text is put in)
+
+_FINISH = """
+update clerk_feed.walk
+set pages = pages + 1, invalid = invalid + $2, ended = 'finished', final_items = coalesce($3, final_items),
+  last_page = clock_timestamp()
+where id = $1
+"""
+
+_STREAMED = """
+insert into clerk_feed.walk (store, feed, incremental, whole, pages, items, invalid, ended, final_items, caller)
+values ($1, $2, $3, true, 1, $4, $5, 'finished', $6, $7)
+returning id
+"""
 
 _SWEEP = f"""
 with walks as (

@@ -6,18 +6,18 @@ and dates as unix seconds. So no row is touched by Python between the socket and
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
 
-from app.protocol.problems import BUSY, DATABASE_UNAVAILABLE, Refusal
+from app.protocol.problems import BUSY, DATABASE_UNAVAILABLE, STATE_UNAVAILABLE, Refusal
 from app.settings import Database
-from app.status.events import Emit, PoolExhausted
+from app.status.events import Emit, PoolExhausted, StateFailed
 
-Connection = asyncpg.Connection
+T = TypeVar("T")
 
 LOST = (
     asyncpg.InterfaceError,
@@ -107,12 +107,17 @@ class Pool:
         finally:
             await self.give_back(connection, broken=broken)
 
-    def idle(self) -> int:
-        """Connections that are open and in nobody's hands."""
-        return int(self._pool.get_idle_size())
+    async def patiently(self, work: Callable[[Any], Awaitable[T]], patience: "Patience") -> T:
+        """Do some work on a connection, again when the database goes away. Raises Refusal when patience is over.
 
-    def size(self) -> int:
-        return int(self._pool.get_size())
+        The work may be done twice: its answer can be lost after it was committed.
+        """
+        while True:
+            try:
+                async with self.connection() as connection:
+                    return await work(connection)
+            except LOST as error:
+                await patience.wait(error)
 
     async def close(self) -> None:
         """Close gracefully, or after a few seconds in any case."""
@@ -127,6 +132,16 @@ def unavailable(error: BaseException) -> Refusal:
     return Refusal(
         DATABASE_UNAVAILABLE,
         f"The database could not be reached ({type(error).__name__}).",
+        headers={"Retry-After": "10"},
+    )
+
+
+def state_unavailable(error: asyncpg.PostgresError, emit: Emit) -> Refusal:
+    """The refusal for bookmarks that can't be read or written. Without one a page would be a guess."""
+    emit(StateFailed(sqlstate=error.sqlstate, message=str(error)))
+    return Refusal(
+        STATE_UNAVAILABLE,
+        f"PostgreSQL refused with SQLSTATE {error.sqlstate}.",
         headers={"Retry-After": "10"},
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.pool import LOST, Patience, Pool
+from app.catalog.pool import Patience, Pool
 from app.protocol.feeds import REQUIRED, FeedName
 from app.protocol.problems import FEED_MISSING, SOURCE_UNUSABLE, Refusal
 from app.protocol.wire import ItemEncoder, nameable
@@ -83,6 +83,8 @@ class Source(msgspec.Struct, frozen=True):
     """SELECT list and FROM; the relation's alias is s, the plain flag comes first, then the attributes, id first."""
     select_dated: str
     """The same with modified_at as text at the end; empty where the source has no modified_at."""
+    count: str
+    """SQL that counts the valid items."""
     encoder: ItemEncoder
 
     @property
@@ -127,16 +129,11 @@ class Sources:
 
     async def _describe(self, store: Store, feed: FeedName) -> Source:
         self._described.pop((store.name, feed), None)
-        patience = Patience(self._resume_seconds)
-        while True:
-            try:
-                async with self._pool.connection() as connection:
-                    source = await describe(connection, store, feed)
-            except LOST as error:
-                await patience.wait(error)
-            else:
-                self._described[store.name, feed] = (time.monotonic(), source)
-                return source
+        source = await self._pool.patiently(
+            lambda connection: describe(connection, store, feed), Patience(self._resume_seconds)
+        )
+        self._described[store.name, feed] = (time.monotonic(), source)
+        return source
 
 
 def relation_of(store: Store, feed: FeedName) -> Relation:
@@ -196,6 +193,7 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         attributes=attributes,
         select=select + start,
         select_dated=dated,
+        count=f"select count(*){start} where " + " and ".join(_valid_conditions(served, REQUIRED[feed])),
         encoder=ItemEncoder(attributes, REQUIRED[feed]),
     )
 
@@ -245,22 +243,35 @@ def _expression(relation: Relation, column: Column) -> str:
     return f"{name}::{column.type}{brackets}" if column.is_domain else name
 
 
-def _plain_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
-    """What must hold of a row so that Python needs to look at nothing in it."""
+def _valid_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
+    """What must hold of a row so that no required attribute is left out of its item."""
     conditions = []
     for column in columns:
+        if column.name not in required:
+            continue
         name = f"s.{quoted(column.name)}"
-        if column.name in required:
-            conditions.append(f"{name} is not null")
-            if column.type in _JSONS and not column.is_array:
-                conditions.append(f"{column.type}_typeof({name}) <> 'null'")
+        conditions.append(f"{name} is not null")
         if column.is_array:
-            conditions.append(_plain_array(column, name))
+            continue
+        if column.type in _JSONS:
+            conditions.append(f"{column.type}_typeof({name}) <> 'null'")
         elif column.type in _FLOATS:
             # NaN equals itself in PostgreSQL, and Infinity - Infinity is NaN.
             conditions.append(f"({name} - {name} = 0) is not false")
-        elif column.type in _TIMES and column.name in required:
+        elif column.type in _TIMES:
             conditions.append(f"isfinite({name})")
+    return conditions
+
+
+def _plain_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
+    """What must hold of a row so that Python needs to look at nothing in it."""
+    conditions = _valid_conditions(columns, required)
+    for column in columns:
+        name = f"s.{quoted(column.name)}"
+        if column.is_array:
+            conditions.append(_plain_array(column, name))
+        elif column.type in _FLOATS and column.name not in required:
+            conditions.append(f"({name} - {name} = 0) is not false")
     return conditions
 
 

@@ -3,6 +3,7 @@
 import click
 
 from app import __version__
+from app.cli.accept_shrink import accept_shrink
 from app.cli.demo import demo
 from app.cli.init import init
 from app.cli.probe import probe
@@ -20,6 +21,7 @@ def main() -> None:
 
 
 main.add_command(serve)
+main.add_command(accept_shrink)
 main.add_command(demo)
 main.add_command(probe)
 main.add_command(init)

@@ -150,6 +150,13 @@ ITEM_INVALID = Problem(
     "An item lacks a required attribute, and this feed is strict.",
     "Give the item the attribute, leave it out in the view, or set strict = false to serve the others without it.",
 )
+FEED_SHRUNK = Problem(
+    503,
+    "feed-shrunk",
+    "The feed has lost far more items than is usual, so its end is held back.",
+    "Clerk would delete what is missing. Check the view: a join that finds nothing, an emptied table, a required column"
+    " gone NULL. The shop keeps its index meanwhile. If the shrink is right, say so:",
+)
 CLERK_UNREACHABLE = Problem(
     503,
     "clerk-unreachable",
@@ -161,6 +168,13 @@ DATABASE_UNAVAILABLE = Problem(
     "database-unavailable",
     "The database does not answer.",
     "Usually temporary: ask again. If it lasts, check that PostgreSQL runs and that dsn in feed.toml is right.",
+)
+STATE_UNAVAILABLE = Problem(
+    503,
+    "state-unavailable",
+    "The place where this page begins can't be read or written.",
+    "Check that the role of the service owns the schema clerk_feed and its tables, and that the disk is not full. The"
+    " walk goes on when it can.",
 )
 BUSY = Problem(
     503,

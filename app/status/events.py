@@ -54,6 +54,24 @@ class WalkEnded(Event, frozen=True):
     items: int
 
 
+class WalkHeldBack(Event, frozen=True):
+    """A full walk was not let end, because it has far fewer items than the last one that finished."""
+
+    store: str
+    feed: str
+    walk: int | None
+    items: int
+    last: int | None
+
+
+class ShrinkAccepted(Event, frozen=True):
+    """An operator said that a feed is right to have so few items."""
+
+    store: str
+    feed: str
+    items: int
+
+
 class CutOff(Event, frozen=True):
     """An answer ended before its end, visibly for the client: it left, would not read, or the database failed."""
 
@@ -86,6 +104,13 @@ class SourceFailed(Event, frozen=True):
     store: str
     feed: str
     after: str | None
+    sqlstate: str | None
+    message: str
+
+
+class StateFailed(Event, frozen=True):
+    """PostgreSQL refused a statement on our own schema `clerk_feed`."""
+
     sqlstate: str | None
     message: str
 

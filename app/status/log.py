@@ -66,6 +66,10 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
     events.FeedServed: _served,
     events.ItemsInvalid: _invalid,
     events.WalkEnded: lambda e: f"{e.store}/{e.feed}: walk {e.walk} ended with {e.items} items",
+    events.WalkHeldBack: lambda e: (
+        f"{e.store}/{e.feed}: walk {e.walk} held back: {e.items} items, {e.last} the last time;"
+        f" if that is right: clerk-feed accept-shrink --store {e.store} --feed {e.feed}"
+    ),
     events.CutOff: lambda e: f"{e.store}/{e.feed}: cut off after {e.bytes / 1e6:.2f} MB: {e.cause}",
     events.Refused: lambda e: f"{e.status} {e.path} from {e.address}: {e.detail}",
     events.NoModifiedAt: lambda e: (

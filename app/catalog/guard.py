@@ -1,0 +1,133 @@
+"""The guard at the end of a walk: a feed that broke must not empty a shop.
+
+Clerk deletes what a full feed no longer holds. So a full walk that is about to end with far fewer items than the last
+one that finished is held back: its last page is a 503, and the shop keeps its index until the feed is mended or an
+operator says that the shrink is right.
+"""
+
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from app.catalog.pool import Patience, Pool, state_unavailable
+from app.catalog.source import Source
+from app.protocol.problems import FEED_SHRUNK, Refusal
+from app.settings import Store
+from app.status.events import Emit, WalkHeldBack
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """A walk as its end sees it. `items` is its offset plus what the last page holds."""
+
+    walk: int | None
+    items: int
+    invalid: int
+    ambiguous: bool
+
+
+class Guard:
+    """Decides whether a full walk may end."""
+
+    def __init__(self, pool: Pool, resume_seconds: float, emit: Emit) -> None:
+        self._pool = pool
+        self._resume_seconds = resume_seconds
+        self._emit = emit
+
+    async def check(self, store: Store, source: Source, ending: Ending, *, writes: bool) -> int:
+        """How many items the feed has. Raises Refusal(FEED_SHRUNK) where the walk must not end, and records it."""
+        try:
+            return await self._pool.patiently(
+                lambda connection: self._check(connection, store, source, ending, writes=writes),
+                Patience(self._resume_seconds),
+            )
+        except asyncpg.PostgresError as error:
+            raise state_unavailable(error, self._emit) from error
+
+    async def _check(self, connection: Any, store: Store, source: Source, ending: Ending, *, writes: bool) -> int:
+        known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk)
+        items = ending.items
+        if ending.ambiguous or known["ambiguous"]:
+            # Items may have been sent twice, and then offsets overstate: count them.
+            items = await connection.fetchval(source.count)
+        invalid = ending.invalid + (known["invalid"] or 0)
+        settings = store.feed(source.feed)
+        last, accepted = known["last"], known["accepted"]
+        measure = last if accepted is None else accepted if last is None else min(last, accepted)
+        if measure is None:
+            held = items == 0 and invalid > 0
+            detail = f"{source.feed} of {store.name}: all {invalid} rows lack required attributes."
+        else:
+            held = measure - items > settings.shrink_floor and items < measure * (1 - settings.shrink_limit)
+            detail = (
+                f"{source.feed} of {store.name} would end with {items} items; the last full walk that finished had"
+                f" {last if last is not None else measure}."
+            )
+        if not held:
+            return items
+        if writes:
+            await connection.execute(_HELD_BACK, store.name, source.feed, ending.walk, items, ending.invalid)
+        self._emit(WalkHeldBack(store=store.name, feed=source.feed, walk=ending.walk, items=items, last=last))
+        raise Refusal(
+            FEED_SHRUNK,
+            detail,
+            fix=f"{FEED_SHRUNK.fix} clerk-feed accept-shrink --store {store.name} --feed {source.feed}",
+            headers={"Retry-After": "300"},
+        )
+
+
+async def accept_shrink(connection: Any, store: str, feed: str) -> tuple[int, int | None] | None:
+    """Say that the walk held back last was right: (its items, those of the last finished), None where there is none."""
+    row = await connection.fetchrow(_ACCEPT, store, feed)
+    return None if row is None else (row["items"], row["last"])
+
+
+_LAST = """
+  select final_items, last_page
+  from clerk_feed.walk
+  where store = $1 and feed = $2 and not incremental and ended = 'finished'
+  order by id desc
+  limit 1
+"""
+
+_KNOWN = f"""
+with last as ({_LAST})
+select
+  (select final_items from last) as last,
+  (
+    select a.items
+    from clerk_feed.accepted_shrink as a
+    where a.store = $1 and a.feed = $2 and a.accepted > coalesce((select last_page from last), '-infinity')
+  ) as accepted,
+  (select w.invalid from clerk_feed.walk as w where w.id = $3) as invalid,
+  coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
+"""  # noqa: S608 (only our own text is put in)
+
+_HELD_BACK = """
+with known as (
+  update clerk_feed.walk
+  set ended = 'held back', final_items = $4, last_page = clock_timestamp()
+  where id = $3
+  returning id
+)
+insert into clerk_feed.walk (store, feed, incremental, whole, items, invalid, ended, final_items)
+select $1, $2, false, true, $4, $5, 'held back', $4
+where not exists (select from known)
+"""
+
+_ACCEPT = f"""
+with last as ({_LAST}), held as (
+  select final_items
+  from clerk_feed.walk
+  where store = $1 and feed = $2 and not incremental and ended = 'held back'
+    and last_page > coalesce((select last_page from last), '-infinity')
+  order by last_page desc
+  limit 1
+), accepted as (
+  insert into clerk_feed.accepted_shrink (store, feed, items)
+  select $1, $2, final_items from held
+  on conflict (store, feed) do update set items = excluded.items, accepted = clock_timestamp()
+  returning items
+)
+select accepted.items, (select final_items from last) as last from accepted
+"""  # noqa: S608 (only our own text is put in)

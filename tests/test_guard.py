@@ -1,0 +1,265 @@
+"""The guard at the end of a walk: a feed that broke does not empty a shop."""
+
+import http.client
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.clerk.importer import ImportFailedError
+from tests.clerk import FakeClerk
+from tests.conftest import Answer, Database, Running, Serve, Shop, base_config
+
+
+def fill(shop: Shop, first: int, last: int) -> None:
+    shop.execute("insert into {s}.products (id) select generate_series($1::int, $2::int)", first, last)
+
+
+def walk(shop: Shop, limit: int = 50, count: int = 10_000) -> list[Answer]:
+    """The answers of a walk until the empty or the refused one, without any retry."""
+    answers = []
+    for offset in range(0, count, limit):
+        answers.append(shop.get(f"products?limit={limit}&offset={offset}"))
+        if answers[-1].status != 200 or not answers[-1].body:
+            break
+    return answers
+
+
+def history(shop: Shop) -> list[dict[str, Any]]:
+    rows = shop.database.fetch(
+        "select ended, items, final_items, invalid, pages, whole, ambiguous from clerk_feed.walk"
+        " where store = $1 order by id",
+        shop.name,
+    )
+    return [dict(row) for row in rows]
+
+
+@pytest.fixture
+def synced(catalog: Shop) -> Shop:
+    """A shop of 200 products that has been walked once."""
+    fill(catalog, 1, 200)
+    assert [a.status for a in walk(catalog)] == [200] * 5
+    return catalog
+
+
+def held_back(answer: Answer) -> bool:
+    return answer.status == 503 and answer.json["type"].endswith("#feed-shrunk")
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        "delete from {s}.products",
+        "delete from {s}.products where id > 150",
+        "update {s}.products set price = null where id % 2 = 0",
+        "update {s}.products set name = null",
+    ],
+    ids=["emptied", "a join lost", "a column half gone", "all invalid"],
+)
+def test_a_walk_that_would_end_far_too_early_is_held_back(synced: Shop, breakage: str) -> None:
+    synced.execute(breakage)
+    last = walk(synced)[-1]
+    assert held_back(last), last.body
+    assert last.headers["Retry-After"]
+    assert "200" in last.json["detail"]
+    assert f"accept-shrink --store {synced.name} --feed products" in last.json["fix"]
+    assert history(synced)[-1]["ended"] == "held back"
+    assert [e for e in synced.service.events("WalkHeldBack") if e["store"] == synced.name]
+    # A retry changes nothing, and an importer sees a failed sync.
+    assert held_back(walk(synced)[-1])
+
+
+def test_a_table_truncated_in_the_middle_of_a_walk_holds_it_back(synced: Shop) -> None:
+    assert synced.get("products?limit=50&offset=0").status == 200
+    synced.execute("truncate {s}.products")
+    assert held_back(synced.get("products?limit=50&offset=50"))
+
+
+def test_the_whole_feed_in_one_answer_is_guarded(synced: Shop) -> None:
+    assert len(synced.items("products")) == 200
+    synced.execute("delete from {s}.products where id > 100")
+    assert held_back(synced.get("products"))
+    assert held_back(synced.get("products.json"))
+    assert held_back(synced.get("products", headers={"Accept-Encoding": "gzip"}))
+
+
+@pytest.mark.parametrize("headers", [{}, {"Accept-Encoding": "gzip"}, {"Accept": "application/json"}])
+def test_a_long_stream_that_shrank_is_cut_off_visibly(catalog: Shop, headers: dict[str, str]) -> None:
+    fill(catalog, 1, 9000)
+    assert len(catalog.items("products")) == 9000
+    catalog.execute("delete from {s}.products where id > 5000")
+    with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+        catalog.get("products", headers=headers)
+
+
+def test_an_accepted_shrink_lets_the_same_walk_end(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("delete from dk.customers where id > 40")
+    assert service.get("/dk/customers?limit=30&offset=0").status == 200
+    assert held_back(service.get("/dk/customers?limit=30&offset=30"))
+    done = accept(config, "dk", "customers")
+    assert done.returncode == 0, done.stderr
+    assert "40 items, 100 before" in done.stdout
+    assert len(service.get("/dk/customers?limit=30&offset=30").lines) == 10
+    assert service.get("/dk/customers?limit=30&offset=60").body == b""
+    # What was accepted is the new measure, and no licence to shrink on.
+    database.execute("delete from dk.customers where id > 5")
+    assert held_back(service.get("/dk/customers?limit=30&offset=0"))
+
+
+def test_what_was_accepted_covers_no_further_shrink(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("delete from dk.customers where id > 60")
+    assert held_back(service.get("/dk/customers"))
+    assert accept(config, "dk", "customers").returncode == 0
+    database.execute("delete from dk.customers where id > 10")
+    assert held_back(service.get("/dk/customers"))
+
+
+def test_accept_shrink_says_what_is_wrong(database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path) -> None:
+    _, config = own_service(database, clerk, serve, tmp_path)
+    nothing = accept(config, "dk", "customers")
+    assert nothing.returncode == 1
+    assert "nothing to accept" in nothing.stderr
+    unknown = accept(config, "se", "customers")
+    assert unknown.returncode == 1
+    assert "the stores are dk" in unknown.stderr
+    assert accept(config, "dk", "things").returncode == 2
+
+
+def own_service(database: Database, clerk: FakeClerk, serve: Serve, folder: Path) -> tuple[Running, Path]:
+    database.execute("create schema dk")
+    database.execute("create table dk.customers (id int primary key, email text default 'e')")
+    database.execute("insert into dk.customers select generate_series(1, 100)")
+    text = base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n'
+    config = folder / "accept.toml"
+    config.write_text(text)
+    return serve(text), config
+
+
+def get_all(service: Running) -> int:
+    return len(service.get("/dk/customers").lines)
+
+
+def accept(config: Path, store: str, feed: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "app", "accept-shrink", "--config", str(config), "--store", store, "--feed", feed]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_first_walk_ends_whatever_its_size(catalog: Shop) -> None:
+    fill(catalog, 1, 3)
+    assert walk(catalog)[-1].status == 200
+
+
+def test_a_first_walk_of_an_empty_feed_ends(catalog: Shop) -> None:
+    assert [(a.status, a.body) for a in walk(catalog)] == [(200, b"")]
+
+
+def test_a_first_walk_of_invalid_items_only_is_held_back(catalog: Shop) -> None:
+    fill(catalog, 1, 30)
+    catalog.execute("update {s}.products set url = null")
+    assert held_back(walk(catalog)[-1])
+    assert held_back(catalog.get("products"))
+
+
+def test_a_small_feed_may_lose_all_it_has(catalog: Shop) -> None:
+    fill(catalog, 1, 20)
+    walk(catalog)
+    catalog.execute("delete from {s}.products")
+    assert walk(catalog)[-1].status == 200
+
+
+def test_a_feed_may_shrink_a_little_every_day(catalog: Shop) -> None:
+    """5 % a day for a month: each day is measured by the day before."""
+    fill(catalog, 1, 1000)
+    size = 1000
+    for _ in range(30):
+        assert walk(catalog, limit=500)[-1].status == 200
+        size = int(size * 0.95)
+        catalog.execute("delete from {s}.products where id > $1", size)
+    assert size < 220
+
+
+def test_a_delta_is_not_guarded(synced: Shop) -> None:
+    synced.execute("delete from {s}.products where id > 10")
+    assert len(synced.items("products?limit=50&offset=0&modified_after=2025-06-01")) == 10
+
+
+def test_a_source_without_modified_at_is_guarded_under_modified_after_too(shop: Shop) -> None:
+    shop.execute("create table {s}.pages (id int primary key, type text default 't', url text default 'u',"
+                 " title text default 't', text text default 't')")  # fmt: skip
+    shop.execute("insert into {s}.pages (id) select generate_series(1, 100)")
+    assert len(shop.items("pages?modified_after=5")) == 100
+    shop.execute("delete from {s}.pages where id > 50")
+    assert held_back(shop.get("pages?modified_after=5"))
+
+
+def test_items_sent_twice_do_not_fool_the_guard(synced: Shop) -> None:
+    """Retries leave bookmarks to choose from; the smaller key sends items again, and the offset overstates."""
+    synced.execute("delete from {s}.products where id % 4 = 0")  # 150 left: a quarter is gone
+    for offset in (0, 50):
+        synced.get(f"products?limit=50&offset={offset}")
+        synced.execute("insert into {s}.products (id) values ($1)", -offset - 1)
+        synced.get(f"products?limit=50&offset={offset}")
+    answers = [synced.get(f"products?limit=50&offset={offset}") for offset in (100, 150, 200)]
+    sent = 100 + sum(len(a.lines) for a in answers if a.status == 200)
+    assert sent > 152 or any(held_back(a) for a in answers)
+    assert any(held_back(a) for a in answers), [a.status for a in answers]
+
+
+def test_head_is_guarded_and_writes_nothing(synced: Shop) -> None:
+    synced.execute("delete from {s}.products where id > 40")
+    before = history(synced)
+    assert synced.get("products?limit=50&offset=0", method="HEAD").status == 503
+    assert history(synced) == before
+
+
+def test_limits_of_a_feed_are_configurable(database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path) -> None:
+    database.execute("create schema dk")
+    database.execute("create table dk.customers (id int primary key, email text default 'e')")
+    database.execute("insert into dk.customers select generate_series(1, 100)")
+    config = base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n'
+    service = serve(config + "[stores.dk.feeds.customers]\nshrink_limit = 0.9\nshrink_floor = 0\n")
+    assert get_all(service) == 100
+    database.execute("delete from dk.customers where id > 11")
+    assert get_all(service) == 11
+    database.execute("delete from dk.customers where id > 1")
+    assert held_back(service.get("/dk/customers"))
+
+
+def test_every_walk_is_on_record(catalog: Shop) -> None:
+    """So that SQL answers: did last night's sync get everything?"""
+    fill(catalog, 1, 120)
+    catalog.execute("update {s}.products set name = null where id <= 7")
+    walk(catalog)
+    catalog.get("products?limit=50&offset=0")  # abandoned
+    catalog.get("products")
+    first, abandoned, whole = history(catalog)
+    assert first == {
+        "ended": "finished", "items": 113, "final_items": 113, "invalid": 7, "pages": 4, "whole": False,
+        "ambiguous": False,
+    }  # fmt: skip
+    assert (abandoned["ended"], abandoned["items"], abandoned["pages"]) == (None, 50, 1)
+    assert (whole["ended"], whole["items"], whole["final_items"], whole["whole"]) == ("finished", 113, 113, True)
+    caller = catalog.database.value("select max(caller) from clerk_feed.walk where store = $1", catalog.name)
+    assert len(caller) == 16
+    assert "127.0.0.1" not in caller
+
+
+def test_an_importer_reports_a_walk_held_back(synced: Shop) -> None:
+    synced.execute("delete from {s}.products")
+    importer = synced.importer("products", pause=lambda seconds: None)
+    with pytest.raises(ImportFailedError) as failure:
+        list(importer.pages())
+    importer.close()
+    assert failure.value.status == 503
+    assert json.loads(failure.value.body)["type"].endswith("#feed-shrunk")
