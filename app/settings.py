@@ -353,7 +353,7 @@ def _shown(path: str, value: Any) -> str:
     return text if len(text) <= 80 else text[:80] + "…"
 
 
-_NOT_YET: tuple[tuple[str, str], ...] = (
+NOT_YET: tuple[tuple[str, str], ...] = (
     ("database", "state_dsn"),
     ("database", "pgbouncer"),
     ("server", "workers"),
@@ -393,7 +393,7 @@ def _complaints(settings: Settings) -> Iterator[str]:
 
 def _not_yet(table: msgspec.Struct, kind: str, path: str) -> Iterator[str]:
     for field in msgspec.structs.fields(table):
-        if (kind, field.name) in _NOT_YET and getattr(table, field.name) != field.default:
+        if (kind, field.name) in NOT_YET and getattr(table, field.name) != field.default:
             yield f"{path}.{field.name}: this version can't do that yet; remove the key"
 
 

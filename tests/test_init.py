@@ -13,7 +13,7 @@ import pytest
 from app.catalog.tables import identifier
 from app.cli import main
 from app.protocol.feeds import FEEDS, REQUIRED
-from app.settings import Access, Clerk, FeedSettings, Server, Settings, Store, parse
+from app.settings import NOT_YET, Access, Clerk, FeedSettings, Server, Settings, Store, parse
 from app.settings import Database as DatabaseSettings
 from tests.clerk import FakeClerk
 from tests.conftest import Database, Loop, Running, Serve
@@ -177,16 +177,22 @@ def test_without_a_database_the_settings_are_valid_and_every_required_attribute_
             assert re.search(rf"(as |\.){attribute}\b", body[0]), f"{feed}.{attribute}"
 
 
-def test_every_optional_setting_is_shown_with_its_default(tmp_path: Path) -> None:
+def test_every_optional_setting_that_works_is_shown_with_its_default(tmp_path: Path) -> None:
     init("--directory", tmp_path)
     text = (tmp_path / "feed.toml").read_text()
     taken_in = re.sub(r"(?m)^# (\[|\w+ = )", r"\1", text)
     document = tomllib.loads(taken_in)
-    for name, table in (("database", DatabaseSettings), ("server", Server), ("access", Access), ("clerk", Clerk)):
-        assert set(document[name]) == {field.name for field in msgspec.structs.fields(table)}
     store = document["stores"]["shop"]
-    assert set(store) == {field.name for field in msgspec.structs.fields(Store)} - {"name"}
-    assert set(store["feeds"]["products"]) == {field.name for field in msgspec.structs.fields(FeedSettings)}
+    for kind, shown_table, table in (
+        ("database", document["database"], DatabaseSettings),
+        ("server", document["server"], Server),
+        ("access", document["access"], Access),
+        ("clerk", document.get("clerk", {}), Clerk),
+        ("store", store, Store),
+        ("feed", store["feeds"]["products"], FeedSettings),
+    ):
+        works = {field.name for field in msgspec.structs.fields(table) if (kind, field.name) not in NOT_YET}
+        assert set(shown_table) == works - {"name"}
 
     plain = parse('[stores.shop]\npublic_key = "key-init"', {})
     shown = parse(taken_in, ENVIRONMENT)

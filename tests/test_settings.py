@@ -668,8 +668,6 @@ def test_only_orders_are_deleted_by_request() -> None:
         ("stores.shop.private_key", '"private"'),
         (f"{FEED}.rendered", "true"),
         (f"{FEED}.refresh_every", '"10m"'),
-        (f"{FEED}.shrink_limit", "0.3"),
-        (f"{FEED}.shrink_floor", "21"),
         (f"{FEED}.delete_orders", "true"),
     ],
 )
