@@ -1,16 +1,20 @@
-# Two commands: make demo, make test. Each makes what it needs, with only python3 and make present.
+# Three commands: make demo, make test, make bench. Each makes what it needs, with only python3 and make present.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long check fmt
+.PHONY: demo test test-long bench check fmt
 
 demo: $(VENV)/installed
 	@$(BIN)/clerk-feed demo $(if $(EXIT),--exit)
 
 test: $(VENV)/installed
 	$(BIN)/pytest -n auto
+
+# ITEMS=200000 for a quick look, JSON=FILE to keep the figures, ONLY=walk|baseline|stream|small for a part.
+bench: $(VENV)/installed-bench
+	@$(BIN)/python -m loadtests.bench $(if $(ITEMS),--items $(ITEMS)) $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY))
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -29,4 +33,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	@echo "Installing what the bench compares with into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	@touch $@

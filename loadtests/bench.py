@@ -5,6 +5,8 @@ ends it in any case. Every measurement has a process of its own, so that none in
 """
 
 import signal
+import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +30,7 @@ _NAMES = ("walk", "baseline", "stream", "small")
 
 @click.command()
 @click.option("--items", type=click.IntRange(100), default=1_000_000, show_default=True, help="Products to make.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Keep the figures there.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Where to keep the figures.")
 @click.option(
     "--only", type=click.Choice(_NAMES), multiple=True, help="Measure only this; may be given more than once."
 )
@@ -57,7 +59,7 @@ def bench(
     items: int, json_path: Path | None, only: tuple[str, ...], seconds: float, small_pages: int, data_dir: Path
 ) -> None:
     """Measure clerk-feed and, in the same run, a feed in FastAPI and SQLAlchemy as one writes it by hand."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     # Ending by SIGTERM must stop what was started, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -84,7 +86,9 @@ def _run(
     server = Embedded.start(data_dir)
     stack.callback(server.stop)
     dsn = uvloop.run(catalog.prepare(server, items, say))
-    figures = report.Figures(items, report.machine(uvloop.run(_version(dsn))))
+    machine = report.machine(uvloop.run(_version(dsn)))
+    figures = report.Figures(items, machine)
+    began, waited, ticks = time.monotonic(), report.cpu_waited(), report.cpu_ticks()
     url = stack.enter_context(standin())
     if "walk" in names:
         say("clerk-feed: a walk of all items …")
@@ -108,7 +112,11 @@ def _run(
         with clerk_feed(dsn, url, data_dir) as target:
             small = measure.small(target, small_pages, seconds)
         figures = msgspec.structs.replace(figures, small=small)
-    return figures
+    if waited is not None and (waited_since := report.cpu_waited()) is not None:
+        machine = msgspec.structs.replace(machine, cpu_waits=(waited_since - waited) / (time.monotonic() - began))
+    if ticks is not None and (now := report.cpu_ticks()) is not None:
+        machine = msgspec.structs.replace(machine, stolen=(now[0] - ticks[0]) / max(now[1] - ticks[1], 1))
+    return msgspec.structs.replace(figures, machine=machine)
 
 
 async def _version(dsn: str) -> str:

@@ -207,7 +207,7 @@ def stream(target: Target, items: int, seconds: float) -> Stream:
 
 
 def small(target: Target, pages: int, seconds: float) -> Small:
-    """Small pages, by the importer and by the bare client, each from offset 0 on, and again from there at the end."""
+    """Small pages by the importer and by the bare client, each from offset 0 on, and at the end from there again."""
     warm = max(1, pages // 10)
     with closing(_importer(target, SMALL_ITEMS)) as importer:
         list(islice(_around(importer), warm))
@@ -234,8 +234,8 @@ class _BareClient:
     def __init__(self, url: str, limit: int) -> None:
         parts = urlsplit(url)
         self._limit = limit
-        self._socket = socket.create_connection((parts.hostname, parts.port), _TIMEOUT_SECONDS)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._address = (parts.hostname, parts.port)
+        self._socket = self._connected()
         headers = {"Host": parts.netloc, **_headers()}
         self._rest = " HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
         self._target = parts.path
@@ -263,8 +263,16 @@ class _BareClient:
         length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
         while size < end + 4 + length:
             size += self._received(size)
+        if b"\r\nconnection: close" in head:  # a server may close after so many requests
+            self._socket.close()
+            self._socket = self._connected()
         seconds = time.perf_counter() - started
         return _Timed(offset, buffer.count(b"\n", end + 4, size), length, seconds, seconds)
+
+    def _connected(self) -> socket.socket:
+        connected = socket.create_connection(self._address, _TIMEOUT_SECONDS)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connected
 
     def _received(self, at: int) -> int:
         with memoryview(self._buffer) as view:

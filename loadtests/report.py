@@ -2,14 +2,22 @@
 
 import os
 import platform
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from loadtests.measure import Baseline, Pages, Small, Stream, Walk
+
+_QUIET_WAITS = 0.15
+"""The bench alone has at most two processes at work at a time, but for the stream."""
+_QUIET_STOLEN = 0.02
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -20,8 +28,12 @@ class Machine(msgspec.Struct, frozen=True):
     postgresql: str
     cpus: int
     load_before: float
-    """Load average of the last minute: above 0.5 something else was running."""
+    """Load average of the last minute; it remembers what ended a while ago, so cpu_waits is the better word."""
     versions: dict[str, str]
+    cpu_waits: float | None = None
+    """Share of the run in which some process waited for a CPU; None where the kernel does not count it."""
+    stolen: float | None = None
+    """Share of the CPUs that the hypervisor gave to other machines meanwhile."""
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -55,7 +67,7 @@ class Figures(msgspec.Struct, frozen=True):
         if walk and baseline:
             for name, ours, theirs, target in (
                 ("items/s from offset 0, against the baseline", walk.start, baseline.start, 10.0),
-                (f"items/s at offset {walk.far.offset:,}, against the baseline", walk.far, baseline.far, 120.0),
+                (f"items/s from offset {walk.far.offset:,}, against the baseline", walk.far, baseline.far, 120.0),
             ):
                 alone = _ratio(ours.answered_items_per_second, theirs.answered_items_per_second)
                 goals.append(
@@ -65,7 +77,7 @@ class Figures(msgspec.Struct, frozen=True):
                         target,
                         "x",
                         at_most=False,
-                        note=f"{alone:.1f}x without the importer's decoding",
+                        note=f"{alone:.1f}x by the answers alone",
                     )
                 )
         if walk:
@@ -80,7 +92,7 @@ class Figures(msgspec.Struct, frozen=True):
                     900.0,
                     "",
                     at_most=False,
-                    note=f"{importer:,.0f} by the importer, who decodes",
+                    note=f"{importer:,.0f} by the importer",
                 )
             )
         if self.stream:
@@ -112,38 +124,68 @@ def machine(postgresql: str) -> Machine:
     )
 
 
+def cpu_waited() -> float | None:
+    """Seconds since the boot in which some process waited for a CPU."""
+    try:
+        text = Path("/proc/pressure/cpu").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^some .*total=([0-9]+)$", text, re.MULTILINE)
+    return int(found[1]) / 1e6 if found else None
+
+
+def cpu_ticks() -> tuple[int, int] | None:
+    """Stolen and all ticks of all CPUs since the boot."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    except OSError:
+        return None
+    ticks = [int(number) for number in first.split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
 def show(figures: Figures, console: Console) -> None:
     """The tables: what each came to, and the targets."""
-    for table in (_paged(figures), _stream(figures), _goals(figures)):
+    for table in (_walks(figures), _small(figures), _stream(figures), _goals(figures)):
         if table.row_count:
             console.print(table)
             console.print()
-    if figures.baseline:
+    if walk := figures.walk:
         console.print(
-            "The baseline was asked for a sample of its pages: by LIMIT and OFFSET each page costs more than the one"
-            " before, and a walk of a million items takes the better part of an hour."
+            f"Pages of the walk: the first took {walk.first_page_ms:.1f} ms, the last {walk.last_page_ms:.1f} ms;"
+            f" medians of the first and the last 20: {walk.first_pages_ms:.2f} and {walk.last_pages_ms:.2f} ms."
         )
-        if not figures.baseline.same_items:
-            console.print("[bold]The baseline's first page did not hold what clerk-feed's held.[/]")
-    if figures.machine.load_before > 0.5:
+    if baseline := figures.baseline:
         console.print(
-            f"The machine was not quiet when it began (load {figures.machine.load_before:.2f}): the figures may be low."
+            f"The baseline was asked for {baseline.start.pages} and {baseline.far.pages} pages only: by LIMIT and"
+            " OFFSET each page costs more than the one before, and a walk of all would take hours."
         )
+        if not baseline.same_items:
+            console.print("[bold red]The baseline's first page did not hold what clerk-feed's held.[/]")
+    for trouble in _troubles(figures.machine):
+        console.print(f"[bold]{trouble}: the figures are too low.[/]")
 
 
-def _paged(figures: Figures) -> Table:
-    table = _table(f"{figures.items:,} products, one importer, page by page")
-    table.add_column("")
-    for heading in ("pages", "items/s", "MB/s", "pages/s", "p50 ms", "p99 ms", "service alone, items/s", "peak MB"):
+def _troubles(machine: Machine) -> Iterator[str]:
+    if machine.cpu_waits is not None and machine.cpu_waits > _QUIET_WAITS:
+        yield f"Other programs kept the machine busy ({machine.cpu_waits:.0%} of the time one waited for a CPU)"
+    elif machine.cpu_waits is None and machine.load_before > 0.5:
+        yield f"Other programs kept the machine busy (load {machine.load_before:.2f})"
+    if machine.stolen is not None and machine.stolen > _QUIET_STOLEN:
+        yield f"The hypervisor took {machine.stolen:.0%} of the CPUs away"
+
+
+def _walks(figures: Figures) -> Table:
+    table = _table(f"{figures.items:,} products, one importer, limit 1000")
+    for heading in ("pages", "items/s", "MB/s", "p50 ms", "p99 ms", "items/s, answers alone", "peak MB"):
         table.add_column(heading, justify="right")
 
-    def row(name: str, pages: Pages, peak: str) -> None:
+    def row(name: str, pages: Pages, peak: str = "") -> None:
         table.add_row(
             name,
             f"{pages.pages:,}",
             f"{pages.items_per_second:,.0f}",
             f"{pages.megabytes_per_second:,.1f}",
-            f"{pages.pages_per_second:,.1f}",
             f"{pages.p50_ms:,.2f}",
             f"{pages.p99_ms:,.2f}",
             f"{pages.answered_items_per_second:,.0f}",
@@ -151,37 +193,41 @@ def _paged(figures: Figures) -> Table:
         )
 
     if walk := figures.walk:
-        peak = f"{walk.before.peak:.0f} → {walk.after.peak:.0f}"
-        row("clerk-feed, " + ("the whole walk" if walk.complete else "as far as the time went"), walk.whole, peak)
-        row("  from offset 0", walk.start, "")
-        row(f"  at offset {walk.far.offset:,}", walk.far, "")
-        table.add_row(
-            f"  first page {walk.first_page_ms:.1f} ms, last page {walk.last_page_ms:.1f} ms;"
-            f" medians of 20: {walk.first_pages_ms:.2f} and {walk.last_pages_ms:.2f} ms"
-        )
+        row("clerk-feed, " + ("all" if walk.complete else "what the time allowed"), walk.whole, _peak(walk))
+        row("  from offset 0", walk.start)
+        row(f"  from offset {walk.far.offset:,}", walk.far)
     if baseline := figures.baseline:
-        peak = f"{baseline.before.peak:.0f} → {baseline.after.peak:.0f}"
-        row("FastAPI + SQLAlchemy, from offset 0", baseline.start, peak)
-        row(f"  at offset {baseline.far.offset:,}", baseline.far, "")
-    if small := figures.small:
-        row("clerk-feed, limit 25, importer", small.importer, "")
-        row("clerk-feed, limit 25, bare client", small.bare, "")
+        row("FastAPI + SQLAlchemy, from offset 0", baseline.start, _peak(baseline))
+        row(f"  from offset {baseline.far.offset:,}", baseline.far)
+    return table
+
+
+def _small(figures: Figures) -> Table:
+    table = _table("One connection, limit 25")
+    for heading in ("pages", "pages/s", "p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right")
+    if figures.small:
+        for name, pages in (
+            ("clerk-feed, the importer, who decodes", figures.small.importer),
+            ("clerk-feed, a bare socket", figures.small.bare),
+        ):
+            cells = (f"{pages.pages:,}", f"{pages.pages_per_second:,.0f}", f"{pages.p50_ms:.2f}", f"{pages.p99_ms:.2f}")
+            table.add_row(name, *cells)
     return table
 
 
 def _stream(figures: Figures) -> Table:
     table = _table("All items in one answer")
-    table.add_column("")
     for heading in ("items", "items/s", "MB/s", "seconds", "peak MB", "growth MB"):
         table.add_column(heading, justify="right")
     if stream := figures.stream:
         table.add_row(
-            "clerk-feed" if stream.complete else "clerk-feed, as far as the time went",
+            "clerk-feed" if stream.complete else "clerk-feed, what the time allowed",
             f"{stream.items:,}",
             f"{stream.items_per_second:,.0f}",
             f"{stream.megabytes_per_second:,.1f}",
             f"{stream.seconds:.1f}",
-            f"{stream.before.peak:.0f} → {stream.after.peak:.0f}",
+            _peak(stream),
             f"{stream.growth:.1f}",
         )
     return table
@@ -189,16 +235,16 @@ def _stream(figures: Figures) -> Table:
 
 def _goals(figures: Figures) -> Table:
     table = _table("Targets")
-    table.add_column("")
     table.add_column("measured", justify="right")
     table.add_column("target", justify="right")
     table.add_column("")
     table.add_column("")
     for goal in figures.goals():
         word = "at most" if goal.at_most else "at least"
+        digits = 2 if goal.measured < 10 else 1 if goal.measured < 100 else 0
         table.add_row(
             goal.name,
-            f"{goal.measured:,.2f}{goal.unit}" if goal.measured < 10 else f"{goal.measured:,.1f}{goal.unit}",
+            f"{goal.measured:,.{digits}f}{goal.unit}",
             f"{word} {goal.target:,g}{goal.unit}",
             "[green]reached[/]" if goal.reached else "[bold red]missed[/]",
             goal.note,
@@ -207,7 +253,13 @@ def _goals(figures: Figures) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def _peak(measured: Walk | Baseline | Stream) -> str:
+    return f"{measured.before.peak:.0f} → {measured.after.peak:.0f}"
 
 
 def _ratio(one: float, other: float) -> float:

