@@ -19,6 +19,8 @@ from app.access.gate import Gate
 from app.catalog.bookmarks import Bookmark, Bookmarks, Page
 from app.catalog.guard import Ending, Guard
 from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Position, Reader, Span
+from app.catalog.small_pages import MOST_ROWS as SMALL_ROWS
+from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.protocol import request as protocol
 from app.protocol.coding import Coding, coded, coding_of
@@ -40,6 +42,7 @@ class FeedEndpoint:
         sources: Sources,
         reader: Reader,
         bookmarks: Bookmarks,
+        small_pages: SmallPages,
         guard: Guard,
         send_seconds: float,
         emit: Emit,
@@ -48,6 +51,7 @@ class FeedEndpoint:
         self._sources = sources
         self._reader = reader
         self._bookmarks = bookmarks
+        self._small_pages = small_pages
         self._guard = guard
         self._send_seconds = send_seconds
         self._emit = emit
@@ -64,7 +68,9 @@ class FeedEndpoint:
         )
         source = await self._sources.of(store, feed, fresh=not wanted.offset and wanted.after is None)
         caller = blake2b(address_of(request).encode(), digest_size=8).hexdigest()
-        answer = Answer(store, source, wanted, self._reader, self._bookmarks, self._guard, self._emit, caller)
+        answer = Answer(
+            store, source, wanted, self._reader, self._bookmarks, self._small_pages, self._guard, self._emit, caller
+        )
         answer.writes = request.method != "HEAD"
         coding = coding_of(request.headers.get("accept-encoding", ""))
         chunks = coded(answer.chunks(), coding) if coding else answer.chunks()
@@ -98,6 +104,7 @@ class Answer:
         wanted: FeedRequest,
         reader: Reader,
         bookmarks: Bookmarks,
+        small_pages: SmallPages,
         guard: Guard,
         emit: Emit,
         caller: str = "",
@@ -108,6 +115,7 @@ class Answer:
         self._reader = reader
         self._bookmarks = bookmarks
         self._guard = guard
+        self._small_pages = small_pages
         self._emit = emit
         self._caller = caller
         self._since = self._changed_since()
@@ -118,6 +126,9 @@ class Answer:
     async def chunks(self) -> Chunks:
         """The answer's bytes. A page's bookmark is durable before its last chunk leaves here."""
         limit, framing = self._wanted.limit, FRAMING[self._wanted.format]
+        if (body := await self._small_page()) is not None:
+            yield framing.opening + body + framing.closing
+            return
         span, start, of_walk = await self._start()
         if span is None:
             await self._turn(start, None, of_walk=of_walk)
@@ -144,6 +155,21 @@ class Answer:
         await self._turn(start, reached if self.tally.items == limit else None, of_walk=of_walk)
         pieces.append(framing.closing)
         yield b"".join(filter(None, pieces))
+
+    async def _small_page(self) -> bytes | None:
+        """The inside of a page that one statement could find, read and turn; None for the common way."""
+        wanted, source = self._wanted, self._source
+        if not wanted.offset or wanted.limit is None or wanted.limit > SMALL_ROWS or not self.writes:
+            return None
+        if self._since is not None or not self._reader.is_small(source, wanted.limit):
+            return None
+        found = await self._small_pages.read(source, offset=wanted.offset, limit=wanted.limit)
+        if found is None:
+            return None
+        rows, self.tally.walk = found
+        items = source.encoder.items(rows).valid
+        self.tally.items = len(items)
+        return source.encoder.encode(items, wanted.format)
 
     async def _start(self) -> tuple[Span | None, Bookmark | None, bool]:
         """What to read, None at the end of a walk; the bookmark it starts from; whether it is a page of a walk."""

@@ -22,6 +22,7 @@ from app.catalog.guard import Guard
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.reader import Reader
 from app.catalog.schema import migrate
+from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.clerk.api import ClerkApi
 from app.endpoint import FeedEndpoint
@@ -86,7 +87,10 @@ def create_app(
     gate = Gate(settings.stores, Tokens(clerk, settings.access, emit))
     reader = Reader(pool, sources, settings.database, emit)
     guard = Guard(pool, settings.database.resume_for.seconds, emit)
-    endpoint = FeedEndpoint(gate, sources, reader, bookmarks, guard, settings.server.send_timeout.seconds, emit)
+    small_pages = SmallPages(pool, settings.database.resume_for.seconds)
+    endpoint = FeedEndpoint(
+        gate, sources, reader, bookmarks, small_pages, guard, settings.server.send_timeout.seconds, emit
+    )
     pages = Pages(_readiness(settings, sources))
     return _application([*pages.routes(), Route("/{store}/{feed}", endpoint.feed)], emit)
 

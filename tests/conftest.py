@@ -346,7 +346,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         service.stop()
 
 
-STORES = 120
+STORES = 500
 
 
 @pytest.fixture(scope="session")

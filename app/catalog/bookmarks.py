@@ -63,7 +63,7 @@ class Bookmarks:
         """The bookmark a page at this offset starts from. Raises Refusal when the database stays away."""
         row = await self._patiently(
             lambda connection: connection.fetchrow(
-                _FIND.format(key=_ordered_key(source)),
+                _FIND.format(key=ordered_key(source)),
                 source.store,
                 source.feed,
                 incremental,
@@ -84,7 +84,7 @@ class Bookmarks:
         reached = page.reached
         walk: int = await self._patiently(
             lambda connection: connection.fetchval(
-                _TURN.format(key=_ordered_key(source, " desc")),
+                _TURN.format(key=ordered_key(source, " desc")),
                 source.store,
                 source.feed,
                 incremental,
@@ -115,7 +115,7 @@ class Bookmarks:
                 if written_by is None:
                     return  # a retry: it was counted the first time
                 feed = (source.store, source.feed, incremental)
-                arrived = _ARRIVED.format(key=_ordered_key(source, " desc"))
+                arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
                 await connection.execute(arrived, *feed, written_by, source.key.family)
                 await connection.execute(arrived, *feed, page.offset, source.key.family)
 
@@ -150,7 +150,8 @@ class Bookmarks:
             raise state_unavailable(error, self._emit) from error
 
 
-def _ordered_key(source: Source, direction: str = "") -> str:
+def ordered_key(source: Source, direction: str = "") -> str:
+    """SQL that orders bookmarks b by their keys as the source's own column does."""
     return f"b.key::{source.key.family}{source.key.order}{direction}"
 
 

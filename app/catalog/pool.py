@@ -177,6 +177,8 @@ async def _prepare_codecs(connection: Any) -> None:
     def codec(name: str, decoder: Callable[[Any], Any], wire: str) -> Any:
         return connection.set_type_codec(name, schema="pg_catalog", decoder=decoder, encoder=_refuse, format=wire)
 
+    # As text a real 4.8 is not 4.800000190734863, and a numeric keeps its digits.
+    await codec("float4", msgspec.Raw, "text")
     await codec("numeric", msgspec.Raw, "text")
     await codec("json", _json, "binary")
     await codec("jsonb", _jsonb, "binary")

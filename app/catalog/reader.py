@@ -80,6 +80,11 @@ class Reader:
             # Large ones are remembered, and forgotten slowly: a batch of them must not come as a surprise.
             self._row_bytes[place] = max(size / items, self._row_bytes.get(place, 0.0) * 0.9)
 
+    def is_small(self, source: Source, limit: int) -> bool:
+        """Whether so many items are known to fit into one batch."""
+        row_bytes = self._row_bytes.get((source.store, source.feed))
+        return row_bytes is not None and limit * row_bytes < CHUNK_BYTES
+
     async def batches(self, store: Store, source: Source, span: Span, limit: int | None) -> AsyncGenerator[Batch, None]:
         """The valid items of a span in order, up to `limit` of them, however many invalid ones lie between.
 

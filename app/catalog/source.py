@@ -81,6 +81,8 @@ class Source(msgspec.Struct, frozen=True):
     attributes: tuple[str, ...]
     select: str
     """SELECT list and FROM; the relation's alias is s, the plain flag comes first, then the attributes, id first."""
+    select_key: str
+    """The same with the id once more at the end, untouched, for the server to compare."""
     select_dated: str
     """The same with modified_at as text at the end; empty where the source has no modified_at."""
     count: str
@@ -192,6 +194,7 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         key=_key(relation, by_name["id"]),
         attributes=attributes,
         select=select + start,
+        select_key=f'{select},\n  s."id" as key{start}',
         select_dated=dated,
         count=f"select count(*){start} where " + " and ".join(_valid_conditions(served, REQUIRED[feed])),
         encoder=ItemEncoder(attributes, REQUIRED[feed]),
@@ -236,9 +239,6 @@ def _expression(relation: Relation, column: Column) -> str:
             f"The column {quoted(column.name)} of {relation} is of type {column.shown_type}, which has no JSON form.",
             f"Cast it in the view, e.g. {quoted(column.name)}::text, or leave it out.",
         )
-    if column.type == "float4":
-        # Through text: 4.8 is not 4.800000190734863.
-        return f"{name}::text{brackets}::float8{brackets}"
     # A domain's array keeps the domain's elements, whose codecs asyncpg does not know.
     return f"{name}::{column.type}{brackets}" if column.is_domain else name
 
@@ -256,8 +256,7 @@ def _valid_conditions(columns: list[Column], required: tuple[str, ...]) -> list[
         if column.type in _JSONS:
             conditions.append(f"{column.type}_typeof({name}) <> 'null'")
         elif column.type in _FLOATS:
-            # NaN equals itself in PostgreSQL, and Infinity - Infinity is NaN.
-            conditions.append(f"({name} - {name} = 0) is not false")
+            conditions.append(_finite(name))
         elif column.type in _TIMES:
             conditions.append(f"isfinite({name})")
     return conditions
@@ -271,8 +270,13 @@ def _plain_conditions(columns: list[Column], required: tuple[str, ...]) -> list[
         if column.is_array:
             conditions.append(_plain_array(column, name))
         elif column.type in _FLOATS and column.name not in required:
-            conditions.append(f"({name} - {name} = 0) is not false")
+            conditions.append(_finite(name))
     return conditions
+
+
+def _finite(name: str) -> str:
+    # To PostgreSQL NaN is the largest number. Comparing costs less than the arithmetic that would tell as well.
+    return f"({name} > '-Infinity' and {name} < 'Infinity') is not false"
 
 
 def _plain_array(column: Column, name: str) -> str:

@@ -1,6 +1,7 @@
 """`clerk-feed serve`: run the service."""
 
 import asyncio
+import gc
 import socket
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
@@ -38,6 +39,9 @@ def serve(path: Path) -> None:
         settings = load(path)
         with ExitStack() as stack:
             dsn = database(settings, stack)
+            # Rows become garbage by the ten thousand and in no cycles: collecting often finds nothing, for 10 % of
+            # a page's time.
+            gc.set_threshold(50_000, 20, 100)
             uvloop.run(_serve(settings, dsn))
     except (SettingsError, StartError, SchemaError, EmbeddedError) as error:
         raise click.ClickException(str(error)) from None
