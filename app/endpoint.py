@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import cast
 from urllib.parse import quote
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,26 +34,22 @@ from app.settings import Store
 from app.status.events import CutOff, Emit, FeedServed, NoModifiedAt, OffsetUnknown, WalkEnded
 
 
+class Catalog(msgspec.Struct, frozen=True):
+    """The parts that items come from."""
+
+    sources: Sources
+    reader: Reader
+    bookmarks: Bookmarks
+    small_pages: SmallPages
+    guard: Guard
+
+
 class FeedEndpoint:
     """Serves `/{store}/{feed}`: one page of a walk, or the whole feed."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        sources: Sources,
-        reader: Reader,
-        bookmarks: Bookmarks,
-        small_pages: SmallPages,
-        guard: Guard,
-        send_seconds: float,
-        emit: Emit,
-    ) -> None:
+    def __init__(self, gate: Gate, catalog: Catalog, send_seconds: float, emit: Emit) -> None:
         self._gate = gate
-        self._sources = sources
-        self._reader = reader
-        self._bookmarks = bookmarks
-        self._small_pages = small_pages
-        self._guard = guard
+        self._catalog = catalog
         self._send_seconds = send_seconds
         self._emit = emit
 
@@ -66,11 +63,9 @@ class FeedEndpoint:
             now=time.time(),
             unit=store.modified_after_unit,
         )
-        source = await self._sources.of(store, feed, fresh=not wanted.offset and wanted.after is None)
+        source = await self._catalog.sources.of(store, feed, fresh=not wanted.offset and wanted.after is None)
         caller = blake2b(address_of(request).encode(), digest_size=8).hexdigest()
-        answer = Answer(
-            store, source, wanted, self._reader, self._bookmarks, self._small_pages, self._guard, self._emit, caller
-        )
+        answer = Answer(store, source, wanted, self._catalog, self._emit, caller)
         answer.writes = request.method != "HEAD"
         coding = coding_of(request.headers.get("accept-encoding", ""))
         chunks = coded(answer.chunks(), coding) if coding else answer.chunks()
@@ -98,24 +93,12 @@ class Answer:
     """One answer in the making: where it starts, what it holds, and the bookmark it leaves behind."""
 
     def __init__(
-        self,
-        store: Store,
-        source: Source,
-        wanted: FeedRequest,
-        reader: Reader,
-        bookmarks: Bookmarks,
-        small_pages: SmallPages,
-        guard: Guard,
-        emit: Emit,
-        caller: str = "",
+        self, store: Store, source: Source, wanted: FeedRequest, catalog: Catalog, emit: Emit, caller: str = ""
     ) -> None:
         self._store = store
         self._source = source
         self._wanted = wanted
-        self._reader = reader
-        self._bookmarks = bookmarks
-        self._guard = guard
-        self._small_pages = small_pages
+        self._catalog = catalog
         self._emit = emit
         self._caller = caller
         self._since = self._changed_since()
@@ -135,7 +118,7 @@ class Answer:
             yield framing.opening + framing.closing
             return
         pieces, size, pending, reached = [framing.opening], 0, 0, None
-        async with aclosing(self._reader.batches(self._store, self._source, span, limit)) as batches:
+        async with aclosing(self._catalog.reader.batches(self._store, self._source, span, limit)) as batches:
             async for batch in batches:
                 if size >= CHUNK_BYTES or (limit is None and pending >= BATCH_ROWS):
                     yield b"".join(pieces)
@@ -145,7 +128,7 @@ class Answer:
                 if not batch.items:
                     continue
                 body = self._source.encoder.encode(batch.items, self._wanted.format)
-                self._reader.seen(self._source, len(batch.items), len(body))
+                self._catalog.reader.seen(self._source, len(batch.items), len(body))
                 if self.tally.items:
                     pieces.append(framing.separator)
                 pieces.append(body)
@@ -161,9 +144,9 @@ class Answer:
         wanted, source = self._wanted, self._source
         if not wanted.offset or wanted.limit is None or wanted.limit > SMALL_ROWS or not self.writes:
             return None
-        if self._since is not None or not self._reader.is_small(source, wanted.limit):
+        if self._since is not None or not self._catalog.reader.is_small(source, wanted.limit):
             return None
-        found = await self._small_pages.read(source, offset=wanted.offset, limit=wanted.limit)
+        found = await self._catalog.small_pages.read(source, offset=wanted.offset, limit=wanted.limit)
         if found is None:
             return None
         rows, self.tally.walk = found
@@ -180,7 +163,7 @@ class Answer:
         if not wanted.offset:
             return Span(since=self._since), None, True
         incremental = self._since is not None
-        start = await self._bookmarks.find(source, wanted.offset, incremental=incremental)
+        start = await self._catalog.bookmarks.find(source, wanted.offset, incremental=incremental)
         if start is None:
             self._emit(OffsetUnknown(store=source.store, feed=source.feed, offset=wanted.offset))
             return Span(since=self._since, skip=wanted.offset), None, False
@@ -201,7 +184,7 @@ class Answer:
         items = offset + tally.items
         if reached is None and not incremental and not again:
             ending = Ending(tally.walk, items, tally.invalid, start is not None and start.ambiguous)
-            items = await self._guard.check(self._store, self._source, ending, writes=self.writes)
+            items = await self._catalog.guard.check(self._store, self._source, ending, writes=self.writes)
         if self.writes:
             final_items = items if reached is None and not again else None
             page = Page(offset, wanted.limit or 0, tally.items, tally.invalid, reached, final_items, self._caller)
@@ -220,11 +203,11 @@ class Answer:
     async def _record(self, start: Bookmark | None, page: Page, *, incremental: bool) -> None:
         source = self._source
         if self._wanted.limit is None:
-            self.tally.walk = await self._bookmarks.streamed(source, page, incremental=incremental)
+            self.tally.walk = await self._catalog.bookmarks.streamed(source, page, incremental=incremental)
         elif start is not None and not page.items:
-            await self._bookmarks.finish(source, page, incremental=incremental, start=start)
+            await self._catalog.bookmarks.finish(source, page, incremental=incremental, start=start)
         else:
-            self.tally.walk = await self._bookmarks.turn(source, page, incremental=incremental, start=start)
+            self.tally.walk = await self._catalog.bookmarks.turn(source, page, incremental=incremental, start=start)
 
     def _changed_since(self) -> float | None:
         """From when on items count as changed, in unix seconds; None for a full read.

@@ -25,7 +25,7 @@ from app.catalog.schema import migrate
 from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.clerk.api import ClerkApi
-from app.endpoint import FeedEndpoint
+from app.endpoint import Catalog, FeedEndpoint
 from app.protocol.feeds import FEEDS, FeedName
 from app.protocol.problems import INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
 from app.response import CutOffError
@@ -85,12 +85,15 @@ def create_app(
 ) -> ASGIApp:
     """The public application: the feeds behind the gate, and the routes that name nothing."""
     gate = Gate(settings.stores, Tokens(clerk, settings.access, emit))
-    reader = Reader(pool, sources, settings.database, emit)
-    guard = Guard(pool, settings.database.resume_for.seconds, emit)
-    small_pages = SmallPages(pool, settings.database.resume_for.seconds)
-    endpoint = FeedEndpoint(
-        gate, sources, reader, bookmarks, small_pages, guard, settings.server.send_timeout.seconds, emit
+    resume_seconds = settings.database.resume_for.seconds
+    catalog = Catalog(
+        sources,
+        Reader(pool, sources, settings.database, emit),
+        bookmarks,
+        SmallPages(pool, resume_seconds),
+        Guard(pool, resume_seconds, emit),
     )
+    endpoint = FeedEndpoint(gate, catalog, settings.server.send_timeout.seconds, emit)
     pages = Pages(_readiness(settings, sources))
     return _application([*pages.routes(), Route("/{store}/{feed}", endpoint.feed)], emit)
 

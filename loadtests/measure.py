@@ -302,7 +302,7 @@ def _warm_up(importer: Importer) -> Page:
 def _pages(importer: Importer, offset: int, count: int) -> Iterator[Page]:
     for number in range(count):
         page = importer.page(offset + number * importer.limit, number)
-        if not page.items:
+        if not page.ids:
             return
         yield page
 
@@ -317,10 +317,10 @@ def _timed(pages: Iterator[Page], seconds: float) -> Iterator[_Timed]:
     began = last = time.perf_counter()
     for page in pages:
         now = time.perf_counter()
-        expected = range(page.offset + 1, page.offset + len(page.items) + 1)
-        if any(item["id"] != id for item, id in zip(page.items, expected, strict=True)):
+        expected = range(page.offset + 1, page.offset + len(page.ids) + 1)
+        if page.ids != list(expected):
             raise ImportFailedError(f"the page at offset {page.offset} holds other items than those it should")
-        yield _Timed(page.offset, len(page.items), page.bytes, page.seconds, now - last)
+        yield _Timed(page.offset, len(page.ids), len(page.body), page.seconds, now - last)
         last = time.perf_counter()
         if last - began > seconds:
             return
