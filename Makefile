@@ -4,17 +4,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long bench check fmt
+.PHONY: demo test test-long bench soak check fmt
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed-demo
 	@$(BIN)/clerk-feed demo $(if $(EXIT),--exit)
 
 test: $(VENV)/installed
 	$(BIN)/pytest -n auto
 
 # ITEMS=200000 for a quick look, JSON=FILE to keep the figures, ONLY=walk|baseline|stream|small for a part.
-bench: $(VENV)/installed-bench
+bench: $(VENV)/installed
 	@$(BIN)/python -m loadtests.bench $(if $(ITEMS),--items $(ITEMS)) $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY))
+
+# Walks, changes and faults, MINUTES=15 of them; SEED=… repeats one.
+soak: $(VENV)/installed
+	@$(BIN)/python -m loadtests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -25,17 +29,15 @@ fmt: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# What the two commands need, each for itself: the demo is not to wait for linters.
+$(VENV)/installed: INSTALL = dev
+$(VENV)/installed-demo: INSTALL = demo
+$(VENV)/installed $(VENV)/installed-demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "clerk-feed needs Python 3.11 or later; name one with: make PYTHON=python3.12 …"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { echo "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) …"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
-
-$(VENV)/installed-bench: $(VENV)/installed
-	@echo "Installing what the bench compares with into $(VENV) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(INSTALL)]'
 	@touch $@
