@@ -3,10 +3,13 @@
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
@@ -15,7 +18,7 @@ from starlette.types import ASGIApp
 from app.settings import Server, split_address
 
 _BACKLOG = 1024
-_KEEP_ALIVE_SECONDS = 75.0
+_KEEP_ALIVE_SECONDS = 10.0
 
 
 class PortTakenError(Exception):
@@ -60,7 +63,6 @@ async def host(app: ASGIApp, listeners: Sequence[socket.socket], settings: Serve
     Then connections get shutdown_timeout to finish; what is left is cut off.
     """
     config = Config()
-    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
     config.backlog = _BACKLOG
     config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
     # Hypercorn would close a connection after 1000 requests: 25 000 items into a walk at Clerk's default limit.
@@ -70,7 +72,27 @@ async def host(app: ASGIApp, listeners: Sequence[socket.socket], settings: Serve
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = _server_log()
-    await serve(app, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+    ports = {listener.getsockname()[1] for listener in listeners}
+    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    last = asyncio.create_task(_cut_off_after(stop, settings.shutdown_timeout.seconds + 0.5, ports))
+    try:
+        await serve(app, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+    finally:
+        last.cancel()
+
+
+async def _cut_off_after(stop: asyncio.Event, seconds: float, ports: set[int]) -> None:
+    """Shut the sockets of who does not read: Hypercorn would wait until all that was written to them is taken."""
+    await stop.wait()
+    await asyncio.sleep(seconds)
+    _shut(ports)
+
+
+def _shut(ports: set[int]) -> None:
+    for entry in Path("/dev/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as connection:
+            if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getsockname()[1] in ports:
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -136,6 +136,9 @@ class FeedResponse:
             await asyncio.wait({pump, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not pump.done():
                 await asyncio.wait({pump})
+        except asyncio.CancelledError:
+            self._cut_off("the service was stopped")
+            raise
         finally:
             for task in (pump, watch):
                 task.cancel()

@@ -27,7 +27,7 @@ from app.catalog.source import Source, Sources
 from app.clerk.api import ClerkApi
 from app.endpoint import Catalog, FeedEndpoint
 from app.protocol.feeds import FEEDS, FeedName
-from app.protocol.problems import INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
+from app.protocol.problems import BODY_UNEXPECTED, INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
 from app.response import CutOffError
 from app.settings import Settings
 from app.status.events import BookmarksSwept, Emit, Failed, Refused
@@ -137,6 +137,7 @@ class _Outermost:
         request = Request(scope)
         scope["app"] = self  # Starlette's routes raise their 404 and 405 only inside an application
         begun = False
+        drain: asyncio.Task[None] | None = None
 
         async def watched(message: Message) -> None:
             nonlocal begun
@@ -145,6 +146,10 @@ class _Outermost:
 
         try:
             require_http_1(request)
+            if "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0":
+                # Hypercorn's reader waits without end for a place in its queue of body pieces (0.18).
+                drain = asyncio.create_task(_drain(receive))
+                raise Refusal(BODY_UNEXPECTED, "The request carries a body.", headers={"Connection": "close"})
             await self._app(scope, receive, watched)
         except CutOffError:
             raise
@@ -154,6 +159,10 @@ class _Outermost:
                 raise
             answer = problem_response(request, self._refusal(request, error), self._emit)
             await answer(scope, receive, send)
+        finally:
+            if drain:
+                await asyncio.wait({drain}, timeout=1)
+                drain.cancel()
 
     def _refusal(self, request: Request, error: Exception) -> Refusal:
         if isinstance(error, Refusal):
@@ -166,6 +175,11 @@ class _Outermost:
             return Refusal(NOT_FOUND, f"There is nothing at {path!r}.")
         self._emit(_failed(request, error))
         return Refusal(INTERNAL, f"An unexpected {type(error).__name__} stopped the request.")
+
+
+async def _drain(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _failed(request: Request, error: Exception) -> Failed:

@@ -17,7 +17,7 @@ import asyncpg
 import msgspec
 
 from app.catalog.pool import Patience, Pool, state_unavailable
-from app.catalog.reader import Position
+from app.catalog.reader import Position, key_changed
 from app.catalog.source import Source
 from app.status.events import Emit
 
@@ -72,9 +72,20 @@ class Bookmarks:
             )
         )
         if row is None:
+            await self._refuse_other_keys(source, offset, incremental=incremental)
             return None
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
         return Bookmark(row["id"], row["walk"], position, row["ambiguous"])
+
+    async def _refuse_other_keys(self, source: Source, offset: int, *, incremental: bool) -> None:
+        """There is no bookmark to start from. Raises Refusal where there is one of another type of key.
+
+        A page found by counting in the new order would leave out what the walk has not yet sent.
+        """
+        place = (source.store, source.feed, incremental, offset)
+        family = await self._patiently(lambda connection: connection.fetchval(_OTHER, *place))
+        if family is not None:
+            raise key_changed(source.feed, family, source.key.family)
 
     async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> int:
         """Record that a page was made from `start` (None at offset 0), and where the next one begins.
@@ -154,6 +165,15 @@ def ordered_key(source: Source, direction: str = "") -> str:
     """SQL that orders bookmarks b by their keys as the source's own column does."""
     return f"b.key::{source.key.family}{source.key.order}{direction}"
 
+
+_OTHER = f"""
+select key_family
+from clerk_feed.bookmark
+where store = $1 and feed = $2 and incremental = $3 and at = $4 and not past
+  and written > now() - interval '{KEPT_HOURS} hours'
+order by written desc
+limit 1
+"""  # noqa: S608 (a number of ours)
 
 _FIND = f"""
 with b as materialized (

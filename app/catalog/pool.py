@@ -45,6 +45,8 @@ class Pool:
     def __init__(self, pool: asyncpg.Pool, emit: Emit) -> None:
         self._pool = pool
         self._emit = emit
+        self._waiting = 0
+        self._lent: dict[Callable[[], None], None] = {}
 
     @classmethod
     async def open(cls, dsn: str, settings: Database, emit: Emit) -> "Pool":
@@ -74,7 +76,12 @@ class Pool:
 
     async def take(self) -> Any:
         """A connection, to be given back. Raises Refusal(BUSY) when none becomes free in time."""
+        self._waiting += 1
         try:
+            if not self._pool.get_idle_size() and self._pool.get_size() == self._pool.get_max_size() and self._lent:
+                recall = next(iter(self._lent))
+                del self._lent[recall]
+                recall()
             return await self._pool.acquire(timeout=_ACQUIRE_SECONDS)
         except TimeoutError:
             size = self._pool.get_max_size()
@@ -86,6 +93,19 @@ class Pool:
                 f"All {size} database connections were in use for {_ACQUIRE_SECONDS:g} s.",
                 headers={"Retry-After": "5"},
             ) from None
+        finally:
+            self._waiting -= 1
+
+    def lend(self, recall: Callable[[], None]) -> None:
+        """A connection that is held, but idle: `recall` is called when somebody waits for one."""
+        if self._waiting:
+            recall()
+        else:
+            self._lent[recall] = None
+
+    def keep(self, recall: Callable[[], None]) -> None:
+        """The connection is in use again, or given back."""
+        self._lent.pop(recall, None)
 
     async def give_back(self, connection: Any, *, broken: bool = False) -> None:
         """Return a connection. A broken one is thrown away: waiting for a frozen backend would hang."""

@@ -15,7 +15,7 @@ import msgspec
 
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
-from app.protocol.problems import ITEM_INVALID, PARAMETER_INVALID, SOURCE_FAILED, Refusal
+from app.protocol.problems import ITEM_INVALID, KEY_CHANGED, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid
 from app.settings import Database, Store
 from app.status.events import Emit, ItemsInvalid, Resumed, SourceChanged, SourceFailed
@@ -27,7 +27,7 @@ _RUN_ROWS: int | None = 50_000
 index, and nothing would come for seconds."""
 _SORTED_SECONDS = 0.5
 """A first row later than this comes from a sort that no LIMIT avoids: then the rest is asked for at once."""
-_FIRST_ROWS = 8
+_FIRST_ROWS = 1
 """Rows of the very first fetch of a source, whose sizes nobody has seen yet."""
 
 
@@ -112,7 +112,11 @@ class Reader:
                     raise self._failed(source, parts[0], error) from error
                 described_again = True
                 self._emit(SourceChanged(store=store.name, feed=source.feed, cause=type(error).__name__))
+                family = source.key.family
                 source = await self._sources.again(store, source.feed)
+                if source.key.family != family and parts[0].after is not None:
+                    # The order is another one: whatever lies before this place there would be lost.
+                    raise key_changed(source.feed, family, source.key.family) from error
                 if span.since is not None and not source.has_modified_at:
                     raise self._failed(source, parts[0], error) from error
             except LOST as error:
@@ -213,6 +217,10 @@ class Reader:
         )
 
 
+def key_changed(feed: str, before: str, now: str) -> Refusal:
+    return Refusal(KEY_CHANGED, f"The id of {feed} was of type {before} and is now of type {now}.")
+
+
 class LeasedCursor:
     """A server-side cursor that gives its connection back when its lease is over, whoever is slow."""
 
@@ -233,9 +241,13 @@ class LeasedCursor:
         async with self._lock:
             if self._over:
                 return None
-            started = asyncio.get_running_loop().time()
+            self._pool.keep(self._recall)
             try:
                 if self._connection is None:
+                    # The wait for a connection says nothing of how long the first row takes.
+                    self._connection = await self._pool.take()
+                started = asyncio.get_running_loop().time()
+                if self._cursor is None:
                     await self._open()
                 rows: Sequence[Any] = await self._cursor.fetch(count)
             except BaseException:
@@ -246,7 +258,15 @@ class LeasedCursor:
                 self.first_row_seconds = asyncio.get_running_loop().time() - started
                 seconds = max(self._lease_seconds, 4 * self.first_row_seconds)
                 self._lease = asyncio.create_task(self._expire(seconds))
+            if self.first_row_seconds <= _SORTED_SECONDS:
+                self._pool.lend(self._recall)
             return rows
+
+    def _recall(self) -> None:
+        """Somebody waits for a connection, and whoever reads from this cursor is slow."""
+        if not self._over and self._lease is not None:
+            self._lease.cancel()
+            self._lease = asyncio.create_task(self._expire(0))
 
     async def close(self) -> None:
         # The lock first: a lease that is just ending must not be cancelled in the middle.
@@ -256,7 +276,6 @@ class LeasedCursor:
             await self._release()
 
     async def _open(self) -> None:
-        self._connection = await self._pool.take()
         # One round trip instead of the two that asyncpg's transaction() takes to begin and to say how.
         await self._connection.execute("begin isolation level repeatable read read only")
         self._cursor = await self._connection.cursor(self._sql, *self._arguments)
@@ -269,6 +288,7 @@ class LeasedCursor:
 
     async def _release(self, *, broken: bool = False) -> None:
         self._over = True
+        self._pool.keep(self._recall)
         connection, self._connection, self._cursor = self._connection, None, None
         if connection is None:
             return

@@ -239,6 +239,9 @@ def _expression(relation: Relation, column: Column) -> str:
             f"The column {quoted(column.name)} of {relation} is of type {column.shown_type}, which has no JSON form.",
             f"Cast it in the view, e.g. {quoted(column.name)}::text, or leave it out.",
         )
+    if column.type == "date" and not column.is_array:
+        # Not through timestamp, which ends long before date does.
+        return f"case when isfinite({name}) then ({name} - date '1970-01-01')::int8 * 86400 end"
     if column.type in _TIMES and not column.is_array:
         # As a double, which is exact to the second far beyond any calendar, and much cheaper than extract's numeric.
         return f"case when isfinite({name}) then floor(date_part('epoch', {name}))::int8 end"

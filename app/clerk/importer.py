@@ -11,6 +11,7 @@ import http.client
 import re
 import time
 from collections.abc import Callable, Iterator, Set
+from typing import cast
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
@@ -235,12 +236,13 @@ def ids_of(body: bytes, offset: int) -> list[ItemId]:
     text = body.strip()
     try:
         found = _ARRAY.decode(text) if text.startswith(b"[") else _LINES.decode_lines(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        decoded(body)  # says it where the JSON is at fault
-        raise ImportFailedError(
-            f"an item at offset {offset} has no id that is a number or text", status=200, body=body
-        ) from None
-    return [item.id for item in found]
+        return [item.id for item in found]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        items = decoded(body)  # says it where the JSON is at fault
+    ids = [item.get("id") for item in items]
+    if not all(isinstance(id, str | int) and not isinstance(id, bool) for id in ids):
+        raise ImportFailedError(f"an item at offset {offset} has no id that is a number or text", status=200, body=body)
+    return cast("list[ItemId]", ids)
 
 
 def decoded(body: bytes) -> list[dict[str, object]]:

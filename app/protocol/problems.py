@@ -125,6 +125,12 @@ METHOD_NOT_ALLOWED = Problem(
     "Feeds are read with GET or HEAD.",
     "Use GET. Nothing can be written through this service.",
 )
+BODY_UNEXPECTED = Problem(
+    413,
+    "body-unexpected",
+    "The request carries a body, and nothing here reads one.",
+    "Ask with GET and without a body.",
+)
 INTERNAL = Problem(
     500,
     "internal-error",
@@ -175,6 +181,12 @@ STATE_UNAVAILABLE = Problem(
     "The place where this page begins can't be read or written.",
     "Check that the role of the service owns the schema clerk_feed and its tables, and that the disk is not full. The"
     " walk goes on when it can.",
+)
+KEY_CHANGED = Problem(
+    500,
+    "key-changed",
+    "The type of this feed's id changed during a walk, and there is no way on from an id of the old type.",
+    "Start the sync again: a walk that begins at offset 0 goes by the new ids.",
 )
 BUSY = Problem(
     503,
