@@ -2,17 +2,27 @@
 
 import http.client
 import socket
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from statistics import median
 from urllib.parse import urlsplit
 
 import msgspec
+from isal import isal_zlib
 
 from app.clerk.importer import Importer, ImportFailedError, Page
+from app.protocol.coding import Coding
 from loadtests.processes import TOKEN, Memory, Target
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+CODINGS: tuple[Coding, ...] = ("gzip", "zstd")
 
 PAGE_ITEMS = 1000
 SMALL_ITEMS = 25
@@ -84,8 +94,9 @@ class Baseline(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """All items in one answer, read without being decoded."""
+    """All items in one answer, read without being decoded; `megabytes` are those on the wire."""
 
+    coding: Coding | None
     items: int
     megabytes: float
     seconds: float
@@ -175,9 +186,10 @@ def first_page(target: Target) -> Page:
         return importer.page(0)
 
 
-def stream(target: Target, items: int, seconds: float) -> Stream:
+def stream(target: Target, items: int, seconds: float, coding: Coding | None = None) -> Stream:
     """The whole feed in one answer. A gigabyte of JSON decoded at once would measure this process, so lines are
     counted instead."""
+    decompress = _decompressor(coding)
     with closing(_importer(target)) as importer:
         _warm_up(importer)
     parts = urlsplit(target.feed(paged=False))
@@ -185,7 +197,7 @@ def stream(target: Target, items: int, seconds: float) -> Stream:
     with closing(connection):
         before = target.memory()
         started = time.perf_counter()
-        connection.request("GET", parts.path, headers=_headers())
+        connection.request("GET", parts.path, headers={**_headers(), "Accept-Encoding": coding or "identity"})
         answer = connection.getresponse()
         if answer.status != 200:
             raise ImportFailedError(f"HTTP status {answer.status}", status=answer.status, body=answer.read())
@@ -197,13 +209,23 @@ def stream(target: Target, items: int, seconds: float) -> Stream:
             if not count:
                 complete = True
                 break
-            lines += block.count(b"\n", 0, count)
+            lines += decompress(memoryview(block)[:count]).count(b"\n")
             size += count
         taken = time.perf_counter() - started
         after = target.memory()
     if complete and lines != items:
         raise ImportFailedError(f"the stream brought {lines} items of {items}")
-    return Stream(lines, size / 1e6, taken, complete, before, after)
+    return Stream(coding, lines, size / 1e6, taken, complete, before, after)
+
+
+def _decompressor(coding: Coding | None) -> Callable[[memoryview], bytes]:
+    if coding == "gzip":
+        gzip = isal_zlib.decompressobj(31)
+        return gzip.decompress
+    if coding == "zstd":
+        zstandard = zstd.ZstdDecompressor()
+        return zstandard.decompress
+    return bytes
 
 
 def small(target: Target, pages: int, seconds: float) -> Small:

@@ -58,7 +58,7 @@ class Figures(msgspec.Struct, frozen=True):
     machine: Machine
     walk: Walk | None = None
     baseline: Baseline | None = None
-    stream: Stream | None = None
+    streams: tuple[Stream, ...] = ()
     small: Small | None = None
 
     def goals(self) -> list[Goal]:
@@ -95,8 +95,14 @@ class Figures(msgspec.Struct, frozen=True):
                     note=f"{importer:,.0f} by the importer",
                 )
             )
-        if self.stream:
-            goals.append(Goal("memory growth while streaming all", self.stream.growth, 40.0, " MB", at_most=True))
+        if self.streams:
+            plain, *coded = self.streams
+            goals.append(Goal("memory growth while streaming all", plain.growth, 40.0, " MB", at_most=True))
+            for stream in coded:
+                speed = _ratio(stream.items_per_second, plain.items_per_second)
+                name = f"the stream in {stream.coding}, against the uncompressed one"
+                note = f"{_ratio(plain.megabytes, stream.megabytes):.1f} times smaller"
+                goals.append(Goal(name, speed, 0.5, "x", at_most=False, note=note))
         return goals
 
     def as_data(self) -> dict[str, object]:
@@ -106,7 +112,7 @@ class Figures(msgspec.Struct, frozen=True):
             "machine": msgspec.to_builtins(self.machine),
             "walk": _data(self.walk),
             "baseline": _data(self.baseline),
-            "stream": _data(self.stream),
+            "streams": [_data(stream) for stream in self.streams],
             "small": _data(self.small),
             "goals": [{**msgspec.to_builtins(goal), "reached": goal.reached} for goal in self.goals()],
         }
@@ -220,9 +226,9 @@ def _stream(figures: Figures) -> Table:
     table = _table("All items in one answer")
     for heading in ("items", "items/s", "MB/s", "seconds", "peak MB", "growth MB"):
         table.add_column(heading, justify="right")
-    if stream := figures.stream:
+    for stream in figures.streams:
         table.add_row(
-            "clerk-feed" if stream.complete else "clerk-feed, what the time allowed",
+            f"clerk-feed, {stream.coding or 'plain'}" + ("" if stream.complete else ", what the time allowed"),
             f"{stream.items:,}",
             f"{stream.items_per_second:,.0f}",
             f"{stream.megabytes_per_second:,.1f}",
