@@ -12,6 +12,10 @@ demo: $(VENV)/installed-demo
 test: $(VENV)/installed
 	$(BIN)/pytest -n auto
 
+# Twenty times as many examples of the model-based test, which takes about ten minutes.
+test-long: $(VENV)/installed
+	MODEL_EXAMPLES=2000 $(BIN)/pytest -n auto tests/test_model.py
+
 # ITEMS=200000 for a quick look, JSON=FILE to keep the figures, ONLY=walk|baseline|stream|small for a part.
 bench: $(VENV)/installed
 	@$(BIN)/python -m loadtests.bench $(if $(ITEMS),--items $(ITEMS)) $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY))

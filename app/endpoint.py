@@ -202,8 +202,11 @@ class Answer:
 
     async def _record(self, start: Bookmark | None, page: Page, *, incremental: bool) -> None:
         source = self._source
-        if self._wanted.limit is None:
-            self.tally.walk = await self._catalog.bookmarks.streamed(source, page, incremental=incremental)
+        whole = self._wanted.limit is None
+        if whole or (start is None and not page.items):
+            self.tally.walk = await self._catalog.bookmarks.ended_at_once(
+                source, page, incremental=incremental, whole=whole
+            )
         elif start is not None and not page.items:
             await self._catalog.bookmarks.finish(source, page, incremental=incremental, start=start)
         else:

@@ -5,9 +5,10 @@ at that offset: those not past before those that are, those of the last hour bef
 smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out deletes it from the shop.
 
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
-one past at the offset of the page that wrote it, the one with the largest key; an empty answer, which ends a walk,
-makes one past at its own offset as well. Nothing of this is kept in the process: another one may have served the
-page before.
+one past at the offset of the page that wrote it, the one with the largest key, but none where walks of different
+limits meet; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
+used is chosen first and becomes past last, so that asking again counts as no second arrival. Nothing of this is kept
+in the process: another one may have served the page before.
 """
 
 from collections.abc import Awaitable, Callable
@@ -122,24 +123,29 @@ class Bookmarks:
         async def mark(connection: Any) -> None:
             async with connection.transaction():
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
-                written_by = await connection.fetchval(_USE, start.id)
-                if written_by is None:
-                    return  # a retry: it was counted the first time
                 feed = (source.store, source.feed, incremental)
+                used = await connection.fetchrow(_USE, *feed, start.id)
+                if used is None:
+                    return  # a retry: it was counted the first time
                 arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
-                await connection.execute(arrived, *feed, written_by, source.key.family)
+                if used["written_by"] is not None:
+                    await connection.execute(arrived, *feed, used["written_by"], source.key.family)
                 await connection.execute(arrived, *feed, page.offset, source.key.family)
 
         await self._patiently(mark)
 
-    async def streamed(self, source: Source, page: Page, *, incremental: bool) -> int:
-        """Record that the whole feed was read in one answer. Answers the walk's number."""
+    async def ended_at_once(self, source: Source, page: Page, *, incremental: bool, whole: bool) -> int:
+        """Record a walk of one answer, which leaves no bookmark: a whole feed, or an empty first page.
+
+        Answers the walk's number.
+        """
         walk: int = await self._patiently(
             lambda connection: connection.fetchval(
-                _STREAMED,
+                _ENDED_AT_ONCE,
                 source.store,
                 source.feed,
                 incremental,
+                whole,
                 page.items,
                 page.invalid,
                 page.final_items,
@@ -182,7 +188,9 @@ with b as materialized (
   where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5
     and b.written > now() - interval '{KEPT_HOURS} hours'
 ), chosen as (
-  select * from b order by b.past, b.old, b.is_end, b.modified_at nulls first, {{key}} limit 1
+  select * from b
+  order by b.past, b.old, b.is_end, b.modified_at nulls first, {{key}}, b.used desc, b.id
+  limit 1
 )
 select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists (
   select from b
@@ -191,7 +199,6 @@ select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists
 from chosen as c
 """  # noqa: S608 (a number of ours)
 
-_USE = "update clerk_feed.bookmark set used = true where id = $1 and not used returning written_by"
 
 _ARRIVED = """
 update clerk_feed.bookmark
@@ -200,17 +207,36 @@ where id = (
   select b.id
   from clerk_feed.bookmark as b
   where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5 and not b.past
-  order by b.is_end desc, b.modified_at desc nulls last, {key}
+  order by b.is_end desc, b.modified_at desc nulls last, {key}, b.used, b.id desc
   limit 1
 )
 """
 
+# Nothing is made past where walks of different limits meet: whose page has arrived can't be told there.
+_WROTE = """(
+  select started.written_by
+  from started
+  where not exists (
+    select
+    from clerk_feed.bookmark as o
+    where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = started.at
+      and not o.past and o.written_by <> started.written_by and o.written > now() - interval '1 hour'
+  )
+)"""
+
+_USE = f"""
+with started as (
+  update clerk_feed.bookmark set used = true where id = $4 and not used returning written_by, at
+)
+select {_WROTE} as written_by from started
+"""  # noqa: S608 (only our own text is put in)
+
 # One statement, so that a page costs one round trip and one commit beside its rows.
 _TURN = f"""
 with started as (
-  update clerk_feed.bookmark set used = true where id = $9 and not used returning written_by
+  update clerk_feed.bookmark set used = true where id = $9 and not used returning written_by, at
 ), arrived as (
-  {_ARRIVED.replace("$4", "(select written_by from started)").replace("$5", "$7")}
+  {_ARRIVED.replace("$4", _WROTE).replace("$5", "$7")}
 ), begun as (
   insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller)
   select $1, $2, $3, 1, $11, $12, $14, $15, $16 where $10::bigint is null
@@ -236,9 +262,9 @@ set pages = pages + 1, invalid = invalid + $2, ended = 'finished', final_items =
 where id = $1
 """
 
-_STREAMED = """
+_ENDED_AT_ONCE = """
 insert into clerk_feed.walk (store, feed, incremental, whole, pages, items, invalid, ended, final_items, caller)
-values ($1, $2, $3, true, 1, $4, $5, 'finished', $6, $7)
+values ($1, $2, $3, $4, 1, $5, $6, 'finished', $7, $8)
 returning id
 """
 

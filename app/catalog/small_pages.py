@@ -56,7 +56,7 @@ with b as materialized (
   where b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4
     and b.written > now() - interval '{KEPT_HOURS} hours'
 ), chosen as materialized (
-  select * from b order by b.past, b.old, b.is_end, {ordered_key(source)} limit 1
+  select * from b order by b.past, b.old, b.is_end, {ordered_key(source)}, b.used desc, b.id limit 1
 ), page ({columns}, key) as materialized (
   {source.select_key}
   where s."id" > (select key::{family} from chosen where not is_end)
@@ -72,16 +72,25 @@ with b as materialized (
   update clerk_feed.bookmark
   set used = true
   where id = (select chosen.id from chosen, full_page) and not used
-  returning written_by
+  returning written_by, at
 ), arrived as (
   update clerk_feed.bookmark
   set past = true
   where id = (
     select b.id
     from clerk_feed.bookmark as b
-    where b.store = $1 and b.feed = $2 and not b.incremental and b.at = (select written_by from started)
+    where b.store = $1 and b.feed = $2 and not b.incremental and b.at = (
+        select started.written_by
+        from started
+        where not exists (
+          select
+          from clerk_feed.bookmark as o
+          where o.store = $1 and o.feed = $2 and not o.incremental and o.at = started.at
+            and not o.past and o.written_by <> started.written_by and o.written > now() - interval '1 hour'
+        )
+      )
       and b.key_family = $4 and not b.past
-    order by b.is_end desc, {ordered_key(source, " desc")}
+    order by b.is_end desc, {ordered_key(source, " desc")}, b.used, b.id desc
     limit 1
   )
 ), turned as (
