@@ -57,7 +57,7 @@ class FeedEndpoint:
         store = await self._gate.admit(request)
         feed, suffix = _named(request.path_params["feed"])
         wanted = protocol.parse(
-            request.url.query,
+            request.scope["query_string"].decode("latin-1"),
             suffix=suffix,
             accept=request.headers.get("accept", ""),
             now=time.time(),
@@ -79,7 +79,7 @@ class FeedEndpoint:
         response = await FeedResponse.begin(
             chunks,
             http_version=request.scope["http_version"],
-            headers=lambda: answer.headers(request.url.path, coding),
+            headers=lambda: answer.headers(request.scope["path"], coding),
             with_body=request.method != "HEAD",
             tally=answer.tally,
             send_seconds=self._send_seconds,

@@ -112,7 +112,7 @@ def problem_response(request: Request, refusal: Refusal, emit: Emit) -> Response
     """The answer to a refusal, as RFC 9457 has it, and its event."""
     emit(
         Refused(
-            path=request.url.path[:200],
+            path=request.scope["path"][:200],
             address=address_of(request),
             status=refusal.problem.status,
             code=refusal.problem.code,
@@ -167,7 +167,7 @@ class _Outermost:
     def _refusal(self, request: Request, error: Exception) -> Refusal:
         if isinstance(error, Refusal):
             return error
-        path = request.url.path[:200]
+        path = request.scope["path"][:200]
         if isinstance(error, HTTPException) and error.status_code == 405:
             detail = f"{request.method} is not allowed at {path!r}."
             return Refusal(METHOD_NOT_ALLOWED, detail, headers=error.headers)
@@ -184,7 +184,7 @@ async def _drain(receive: Receive) -> None:
 
 def _failed(request: Request, error: Exception) -> Failed:
     trace = "".join(traceback.format_exception(error))
-    return Failed(path=request.url.path[:200], error=type(error).__name__, traceback=trace)
+    return Failed(path=request.scope["path"][:200], error=type(error).__name__, traceback=trace)
 
 
 def _readiness(settings: Settings, sources: Sources) -> Callable[[], Awaitable[bool]]:

@@ -24,5 +24,5 @@ def require_secure(request: Request) -> None:
                 PROXY_NOT_TRUSTED,
                 f"The header {header} arrived: the request came through a proxy, or claims to.",
             )
-    if request.url.scheme != "https" and not is_loopback(address_of(request)):
+    if request.scope["scheme"] != "https" and not is_loopback(address_of(request)):
         raise Refusal(NOT_SECURE, "The request arrived over plain HTTP from another machine.")
