@@ -165,6 +165,8 @@ class Answer:
         incremental = self._since is not None
         start = await self._catalog.bookmarks.find(source, wanted.offset, incremental=incremental)
         if start is None:
+            if not incremental:
+                await self._catalog.guard.require_none_held_back(self._store, source)
             self._emit(OffsetUnknown(store=source.store, feed=source.feed, offset=wanted.offset))
             return Span(since=self._since, skip=wanted.offset), None, False
         self.tally.walk = start.walk
@@ -189,7 +191,7 @@ class Answer:
             final_items = items if reached is None and not again else None
             page = Page(offset, wanted.limit or 0, tally.items, tally.invalid, reached, final_items, self._caller)
             await self._record(start, page, incremental=incremental)
-        if reached is None and not again:
+        if reached is None and not again and self.writes:
             self._emit(
                 WalkEnded(
                     store=self._store.name,
@@ -222,7 +224,8 @@ class Answer:
         if since is None:
             return None
         if not self._source.has_modified_at:
-            self._emit(NoModifiedAt(store=self._store.name, feed=self._source.feed))
+            if not self._wanted.offset:
+                self._emit(NoModifiedAt(store=self._store.name, feed=self._source.feed))
             return None
         return since - self._store.incremental_overlap.seconds
 

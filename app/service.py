@@ -30,7 +30,7 @@ from app.protocol.feeds import FEEDS, FeedName
 from app.protocol.problems import BODY_UNEXPECTED, INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
 from app.response import CutOffError
 from app.settings import Settings
-from app.status.events import BookmarksSwept, Emit, Failed, Refused
+from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Failed, Refused
 from app.status.pages import Pages
 
 _SWEEP_SECONDS = 600.0
@@ -226,6 +226,9 @@ async def _connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
         except asyncpg.ClientConfigurationError as error:
             raise StartError(f"database.dsn in feed.toml can't be used: {error}.") from None
         except LOST as error:
+            if not patience.attempts:
+                seconds = settings.database.resume_for.seconds
+                emit(DatabaseAwaited(cause=type(error).__name__, seconds=seconds))
             try:
                 await patience.wait(error)
             except Refusal:

@@ -169,7 +169,8 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Settings:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SettingsError(
-            f"{path}: there is no such file. Name one with --config PATH, or try 'make demo' first."
+            f"{path}: there is no such file. 'clerk-feed init' writes one; 'clerk-feed demo' needs none;"
+            " --config PATH names another."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: it can't be read: {error}") from None

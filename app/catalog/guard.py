@@ -71,9 +71,29 @@ class Guard:
         raise Refusal(
             FEED_SHRUNK,
             detail,
-            fix=f"{FEED_SHRUNK.fix} clerk-feed accept-shrink --store {store.name} --feed {source.feed}",
+            fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", source.feed),
             headers={"Retry-After": "300"},
         )
+
+    async def require_none_held_back(self, store: Store, source: Source) -> None:
+        """Return unless the last full walk to end was held back. Raises Refusal(FEED_SHRUNK).
+
+        For pages that belong to no walk: behind a refused last page the next offset must not look like an end.
+        """
+        try:
+            held = await self._pool.patiently(
+                lambda connection: connection.fetchval(_IS_HELD_BACK, store.name, source.feed),
+                Patience(self._resume_seconds),
+            )
+        except asyncpg.PostgresError as error:
+            raise state_unavailable(error, self._emit) from error
+        if held:
+            raise Refusal(
+                FEED_SHRUNK,
+                f"The last full walk of {source.feed} of {store.name} was not let end, and this page belongs to none.",
+                fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", source.feed),
+                headers={"Retry-After": "300"},
+            )
 
 
 async def accept_shrink(connection: Any, store: str, feed: str) -> tuple[int, int | None] | None:
@@ -102,6 +122,14 @@ select
   (select w.invalid from clerk_feed.walk as w where w.id = $3) as invalid,
   coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
 """  # noqa: S608 (only our own text is put in)
+
+_IS_HELD_BACK = """
+select ended = 'held back'
+from clerk_feed.walk
+where store = $1 and feed = $2 and not incremental and ended is not null
+order by last_page desc
+limit 1
+"""
 
 _HELD_BACK = """
 with known as (

@@ -116,9 +116,13 @@ class Importer:
         timeout_seconds: float = 120.0,
         attempts: int = 5,
         pause: Callable[[float], None] = time.sleep,
+        retrying: Callable[[str, float], None] | None = None,
         address: str | None = None,
     ) -> None:
-        """`token` may be a function that gives a fresh one a request. `address` is the local one to call from."""
+        """`token` may be a function that gives a fresh one a request. `address` is the local one to call from.
+
+        `retrying` is told why a page is asked for again, and in how many seconds.
+        """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -135,6 +139,7 @@ class Importer:
         self._token = token
         self._attempts = attempts
         self._pause = pause
+        self._retrying = retrying
         self._headers = {
             "Accept": "application/x-ndjson, application/json;q=0.9",
             "User-Agent": "clerk-feed-importer",
@@ -148,6 +153,10 @@ class Importer:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         source = (address, 0) if address else None
         self._connection = kind(host, port, timeout=timeout_seconds, source_address=source)
+
+    @property
+    def sends_token(self) -> bool:
+        return self._token is not None
 
     def pages(self) -> Iterator[Page]:
         """The pages of a walk in order, the empty one at its end included. Raises ImportFailedError."""
@@ -172,10 +181,10 @@ class Importer:
                 self._connection.close()
                 if last:
                     raise ImportFailedError(_broken(error)) from error
-                self._pause(min(0.1 * 2**attempt, 2.0))
+                self._pause_before_retry(_broken(error), min(0.1 * 2**attempt, 2.0))
                 continue
             if status in _RETRIED and not last:
-                self._pause(_retry_after(headers.get("Retry-After"), attempt))
+                self._pause_before_retry(f"HTTP status {status}", _retry_after(headers.get("Retry-After"), attempt))
                 continue
             if status != 200:
                 raise ImportFailedError(
@@ -184,6 +193,11 @@ class Importer:
             seconds = time.perf_counter() - started
             return Page(number, offset, ids_of(body, offset), body, seconds, attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _pause_before_retry(self, cause: str, seconds: float) -> None:
+        if self._retrying:
+            self._retrying(cause, seconds)
+        self._pause(seconds)
 
     def _get(self, target: str) -> tuple[int, http.client.HTTPMessage, bytes]:
         headers = dict(self._headers)

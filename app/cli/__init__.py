@@ -15,7 +15,7 @@ from app.cli.serve import serve
 def main() -> None:
     """Serve a PostgreSQL catalog to Clerk.io's importer.
 
-    Start with 'clerk-feed demo' to see it work on a sample catalog, then write a feed.toml and run
+    Start with 'clerk-feed demo' to see it work on a sample catalog. For your own database run 'clerk-feed init', then
     'clerk-feed serve'.
     """
 

@@ -74,15 +74,17 @@ def _run(console: Console, stack: ExitStack, *, exit_after: bool, port: int, dat
     totals = uvloop.run(_prepare(embedded.dsn, console))
     verify_url = stack.enter_context(_standin())
     url = stack.enter_context(_service(console, embedded.dsn, verify_url, port, data_dir))
+    console.print(f"Serving the sample catalog on {url}. An importer reads all of it:\n")
     reports = _import_all(console, url, totals)
     console.print(_table(reports))
     incomplete = [r.feed for r in reports if len(r.ids) != totals[r.feed] or r.duplicates]
     if incomplete:
         raise click.ClickException(f"not every item arrived exactly once: {', '.join(incomplete)}")
-    console.print("Every item arrived, exactly once.\n")
-    _print_addresses(console, url, data_dir)
+    console.print("Every item arrived, exactly once.")
     if exit_after:
         return
+    console.print()
+    _print_addresses(console, url, data_dir)
     console.print("\nIt stays up until Ctrl-C.")
     while True:
         time.sleep(3600)

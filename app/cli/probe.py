@@ -55,7 +55,15 @@ def probe(url: str, token: str | None, limit: int, modified_after: str, pages: i
     console = Console(highlight=False)
     try:
         importer = Importer(
-            url, token=token, limit=limit, modified_after=modified_after, timeout_seconds=timeout, attempts=3
+            url,
+            token=token,
+            limit=limit,
+            modified_after=modified_after,
+            timeout_seconds=timeout,
+            attempts=3,
+            retrying=lambda cause, seconds: console.print(
+                f"{cause}; trying again in {seconds:g} s, as Clerk would", soft_wrap=True, markup=False
+            ),
         )
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from None
@@ -67,7 +75,7 @@ def probe(url: str, token: str | None, limit: int, modified_after: str, pages: i
         failure = _read(console, importer, report, pages)
     _summarise(console, importer, report, complete=failure is None and pages is None)
     if failure is not None:
-        _explain(console, failure, report)
+        _explain(console, importer, failure, report)
         raise SystemExit(1)
     if report.duplicates:
         shown = ", ".join(map(repr, report.duplicates[:5]))
@@ -121,7 +129,7 @@ def _summarise(console: Console, importer: Importer, report: Report, *, complete
         console.print("It is empty: after a full sync, Clerk would have deleted everything.")
 
 
-def _explain(console: Console, failure: ImportFailedError, report: Report) -> None:
+def _explain(console: Console, importer: Importer, failure: ImportFailedError, report: Report) -> None:
     where = f"after {report.items:,} items" if report.pages else "at the first page"
     console.print(f"\nFailed {where}: {failure}", soft_wrap=True, markup=False)
     problem = _problem(failure)
@@ -135,6 +143,11 @@ def _explain(console: Console, failure: ImportFailedError, report: Report) -> No
         lines = [f"The answer begins with: {start}", "Clerk reads NDJSON or a JSON array of objects, nothing else."]
     else:
         lines = ["No complete HTTP answer came: check the address, that the server runs, and its certificate."]
+    if failure.status == 401 and not importer.sends_token:
+        lines.append("No token was sent. Give one with --token or CLERK_TOKEN, if you have one; only Clerk makes them.")
+        lines.append(
+            "To try a feed of your own without: token_auth = false and basic in feed.toml, USER:PASS in the URL."
+        )
     for line in filter(None, lines):
         console.print(f"  {line}", soft_wrap=True, markup=False)
 

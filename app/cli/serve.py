@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import socket
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
@@ -82,6 +83,9 @@ async def _serve(settings: Settings, dsn: str) -> None:
     stop = stop_on_signals()
     listeners, admin = bind(settings.server)
     emit = Events(Log())
+    # asyncpg tells of every connection it can't restore, with a traceback; our events say it once.
+    logging.getLogger("asyncpg").propagate = False
+    logging.getLogger("asyncpg").addHandler(logging.NullHandler())
     try:
         async with AsyncExitStack() as stack:
             opening = asyncio.create_task(stack.enter_async_context(open_service(settings, dsn, emit)))

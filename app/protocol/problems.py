@@ -161,7 +161,8 @@ FEED_SHRUNK = Problem(
     "feed-shrunk",
     "The feed has lost far more items than is usual, so its end is held back.",
     "Clerk would delete what is missing. Check the view: a join that finds nothing, an emptied table, a required column"
-    " gone NULL. The shop keeps its index meanwhile. If the shrink is right, say so:",
+    " gone NULL. The shop keeps its index meanwhile. If the shrink is right, say so:"
+    " clerk-feed accept-shrink --store STORE --feed FEED",
 )
 CLERK_UNREACHABLE = Problem(
     503,

@@ -21,6 +21,13 @@ class Started(Event, frozen=True):
     database: str
 
 
+class DatabaseAwaited(Event, frozen=True):
+    """The database did not answer at the start; it is asked again for up to this long."""
+
+    cause: str
+    seconds: float
+
+
 class Stopping(Event, frozen=True):
     """The service was told to stop; streams get up to this long."""
 

@@ -65,6 +65,23 @@ def _invalid(event: events.ItemsInvalid) -> str:
 _RENDERED: dict[type[Event], Callable[..., str]] = {
     events.FeedServed: _served,
     events.ItemsInvalid: _invalid,
+    events.Started: lambda e: f"Serving on {', '.join(e.urls)}",
+    events.Stopping: lambda e: f"Stopping; answers under way get {e.seconds:g} s",
+    events.DatabaseAwaited: lambda e: f"The database does not answer ({e.cause}); waiting up to {e.seconds:g} s",
+    events.TokenVerified: lambda e: (
+        f"{e.store}: Clerk {'knows' if e.good else 'rejected'} the token ({e.seconds * 1000:.0f} ms)"
+    ),
+    events.ClerkUnreachable: lambda e: (
+        f"{e.store}: Clerk could not be asked about a token: {e.cause}"
+        + ("; it was good a moment ago and stays so for now" if e.grace else "")
+    ),
+    events.SourceChanged: lambda e: f"{e.store}/{e.feed}: the relation has changed ({e.cause}); described anew",
+    events.SourceFailed: lambda e: (
+        f"{e.store}/{e.feed}: PostgreSQL refused to read on"
+        f" {'from the start' if e.after is None else f'after id {e.after!r}'}: {e.message} (SQLSTATE {e.sqlstate})"
+    ),
+    events.Resumed: lambda e: f"{e.store}/{e.feed}: the database went away ({e.cause}); reading goes on",
+    events.PoolExhausted: lambda e: f"All {e.size} database connections were in use for {e.waited:g} s",
     events.WalkEnded: lambda e: f"{e.store}/{e.feed}: walk {e.walk} ended with {e.items} items",
     events.WalkHeldBack: lambda e: (
         f"{e.store}/{e.feed}: walk {e.walk} held back: {e.items} items, {e.last} the last time;"
