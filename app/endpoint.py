@@ -63,7 +63,7 @@ class FeedEndpoint:
             now=time.time(),
             unit=store.modified_after_unit,
         )
-        source = await self._catalog.sources.of(store, feed, fresh=not wanted.offset and wanted.after is None)
+        source = await self._catalog.sources.of(store, feed)
         caller = blake2b(address_of(request).encode(), digest_size=8).hexdigest()
         answer = Answer(store, source, wanted, self._catalog, self._emit, caller)
         answer.writes = request.method != "HEAD"
@@ -152,7 +152,9 @@ class Answer:
         rows, self.tally.walk = found
         items = source.encoder.items(rows).valid
         self.tally.items = len(items)
-        return source.encoder.encode(items, wanted.format)
+        body = source.encoder.encode(items, wanted.format)
+        self._catalog.reader.seen(source, len(items), len(body))
+        return body
 
     async def _start(self) -> tuple[Span | None, Bookmark | None, bool]:
         """What to read, None at the end of a walk; the bookmark it starts from; whether it is a page of a walk."""

@@ -197,7 +197,7 @@ def _readiness(settings: Settings, sources: Sources) -> Callable[[], Awaitable[b
         try:
             await sources.answer()
             for name, feed in named:
-                await sources.of(settings.stores[name], feed, fresh=True)
+                await sources.of(settings.stores[name], feed)
         except (Refusal, asyncpg.PostgresError, *LOST):
             return False
         return True

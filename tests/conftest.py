@@ -35,6 +35,8 @@ from tests.clerk import FakeClerk
 
 T = TypeVar("T")
 
+_numbers = itertools.count()
+
 TOKEN = "good-token"
 
 
@@ -127,7 +129,11 @@ class Running:
             connection.close()
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The events logged so far."""
+        """The events so far. The log is written by a thread, in order: one more event shows that it has caught up."""
+        if self.process.poll() is None:
+            mark = f"/-/mark-{next(_numbers)}"
+            self.get(mark, token=None)
+            eventually(lambda: mark in self.log.read_text())
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if kind is None or line["event"] == kind]
 
@@ -209,9 +215,6 @@ def postgres(request: pytest.FixtureRequest) -> Iterator[Embedded]:
     server.stop()
     if not (folder / "postgres" / "postmaster.pid").exists():
         shutil.rmtree(folder, ignore_errors=True)
-
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")

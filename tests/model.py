@@ -112,7 +112,7 @@ class Process:
         self._catalog = Catalog(self._sources, self._reader, found, small_pages, self._guard)
 
     async def page(self, store: Store, wanted: FeedRequest) -> bytes:
-        source = await self._sources.of(store, FEED, fresh=not wanted.offset)
+        source = await self._sources.of(store, FEED)
         answer = Answer(store, source, wanted, self._catalog, self.events.append)
         return b"".join([chunk async for chunk in answer.chunks()])
 

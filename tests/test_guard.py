@@ -11,7 +11,7 @@ import pytest
 
 from app.clerk.importer import ImportFailedError
 from tests.clerk import FakeClerk
-from tests.conftest import Answer, Database, Running, Serve, Shop, base_config
+from tests.conftest import Answer, Database, Running, Serve, Shop, base_config, eventually
 
 
 def fill(shop: Shop, first: int, last: int) -> None:
@@ -171,11 +171,31 @@ def test_a_first_walk_of_invalid_items_only_is_held_back(catalog: Shop) -> None:
     assert held_back(catalog.get("products"))
 
 
-def test_a_small_feed_may_lose_all_it_has(catalog: Shop) -> None:
+def test_a_small_feed_may_lose_most_of_what_it_has_but_not_all_at_once(catalog: Shop) -> None:
     fill(catalog, 1, 20)
     walk(catalog)
-    catalog.execute("delete from {s}.products")
+    catalog.execute("delete from {s}.products where id > 1")
     assert walk(catalog)[-1].status == 200
+    catalog.execute("delete from {s}.products")
+    assert held_back(walk(catalog)[-1])
+
+
+def test_behind_a_last_page_held_back_the_next_offset_does_not_look_like_the_end(synced: Shop) -> None:
+    synced.execute("delete from {s}.products where id > 40")
+    assert held_back(synced.get("products?limit=50&offset=0"))
+    assert held_back(synced.get("products?limit=50&offset=50"))
+
+
+def test_the_measure_outlives_the_history(database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path) -> None:
+    """A feed that stays broken for a month is still held back when its last good walk is swept with the others."""
+    service, _ = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("update clerk_feed.walk set started = now() - interval '31 days'")
+    database.execute("delete from dk.customers")
+    service.stop()
+    again = serve(base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n')
+    eventually(lambda: database.value("select count(*) from clerk_feed.walk") == 1)
+    assert held_back(again.get("/dk/customers"))
 
 
 def test_a_feed_may_shrink_a_little_every_day(catalog: Shop) -> None:

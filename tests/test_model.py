@@ -62,11 +62,19 @@ class Remembered(Bookmarks):
         return self._known[place]
 
 
+class Downwards(Key, frozen=True):
+    """The same keys, sorted the other way round."""
+
+    @property
+    def kind(self) -> str:
+        return super().kind.removesuffix(" desc")
+
+
 class HighestKey(Bookmarks):
     """Of several bookmarks at an offset the one that is furthest on: no item would be sent twice."""
 
     async def find(self, source: Source, offset: int, *, incremental: bool) -> Bookmark | None:
-        downwards = Key(source.key.family, f"{source.key.order} desc")
+        downwards = Downwards(source.key.family, f"{source.key.order} desc")
         return await super().find(msgspec.structs.replace(source, key=downwards), offset, incremental=incremental)
 
 

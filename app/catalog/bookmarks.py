@@ -69,7 +69,7 @@ class Bookmarks:
                 source.feed,
                 incremental,
                 offset,
-                source.key.family,
+                source.key.kind,
             )
         )
         if row is None:
@@ -86,7 +86,7 @@ class Bookmarks:
         place = (source.store, source.feed, incremental, offset)
         family = await self._patiently(lambda connection: connection.fetchval(_OTHER, *place))
         if family is not None:
-            raise key_changed(source.feed, family, source.key.family)
+            raise key_changed(source.feed, family, source.key.kind)
 
     async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> int:
         """Record that a page was made from `start` (None at offset 0), and where the next one begins.
@@ -103,7 +103,7 @@ class Bookmarks:
                 page.offset,
                 page.offset + page.limit,
                 reached.key if reached else None,
-                source.key.family,
+                source.key.kind,
                 reached.modified_at if reached else None,
                 start.id if start else None,
                 start.walk if start else None,
@@ -129,8 +129,8 @@ class Bookmarks:
                     return  # a retry: it was counted the first time
                 arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
                 if used["written_by"] is not None:
-                    await connection.execute(arrived, *feed, used["written_by"], source.key.family)
-                await connection.execute(arrived, *feed, page.offset, source.key.family)
+                    await connection.execute(arrived, *feed, used["written_by"], source.key.kind)
+                await connection.execute(arrived, *feed, page.offset, source.key.kind)
 
         await self._patiently(mark)
 
@@ -270,7 +270,12 @@ returning id
 
 _SWEEP = f"""
 with walks as (
-  delete from clerk_feed.walk where started < now() - interval '{WALKS_KEPT_DAYS} days'
+  delete from clerk_feed.walk
+  where started < now() - interval '{WALKS_KEPT_DAYS} days'
+    -- The guard measures by the last full walk that finished, however long ago that was.
+    and id not in (
+      select max(id) from clerk_feed.walk where ended = 'finished' and not incremental group by store, feed
+    )
 )
 delete from clerk_feed.bookmark where written < now() - interval '{KEPT_HOURS} hours'
 """  # noqa: S608 (a number of ours)

@@ -12,8 +12,8 @@ import msgspec
 
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.source import Source
-from app.protocol.problems import FEED_SHRUNK, Refusal
-from app.settings import Store
+from app.protocol.problems import FEED_SHRUNK, SOURCE_FAILED, Refusal
+from app.settings import FeedSettings, Store
 from app.status.events import Emit, WalkHeldBack
 
 
@@ -46,25 +46,24 @@ class Guard:
 
     async def _check(self, connection: Any, store: Store, source: Source, ending: Ending, *, writes: bool) -> int:
         known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk)
-        items = ending.items
-        if ending.ambiguous or known["ambiguous"]:
-            # Items may have been sent twice, and then offsets overstate: count them.
-            items = await connection.fetchval(source.count)
-        invalid = ending.invalid + (known["invalid"] or 0)
         settings = store.feed(source.feed)
         last, accepted = known["last"], known["accepted"]
         measure = last if accepted is None else accepted if last is None else min(last, accepted)
+        invalid = ending.invalid + (known["invalid"] or 0)
+        items = ending.items
+        if (ending.ambiguous or known["ambiguous"]) and not _shrunk(items, invalid, measure, settings):
+            # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
+            # again since the page was read, so it is never more than was sent.
+            items = min(items, await self._counted(connection, source))
+        if not _shrunk(items, invalid, measure, settings):
+            return items
         if measure is None:
-            held = items == 0 and invalid > 0
             detail = f"{source.feed} of {store.name}: all {invalid} rows lack required attributes."
         else:
-            held = measure - items > settings.shrink_floor and items < measure * (1 - settings.shrink_limit)
             detail = (
                 f"{source.feed} of {store.name} would end with {items} items; the last full walk that finished had"
                 f" {last if last is not None else measure}."
             )
-        if not held:
-            return items
         if writes:
             await connection.execute(_HELD_BACK, store.name, source.feed, ending.walk, items, ending.invalid)
         self._emit(WalkHeldBack(store=store.name, feed=source.feed, walk=ending.walk, items=items, last=last))
@@ -74,6 +73,15 @@ class Guard:
             fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", source.feed),
             headers={"Retry-After": "300"},
         )
+
+    async def _counted(self, connection: Any, source: Source) -> int:
+        try:
+            return int(await connection.fetchval(source.count))
+        except asyncpg.PostgresError as error:
+            raise Refusal(
+                SOURCE_FAILED,
+                f"Counting {source.feed} of {source.store} at the end of a walk failed with SQLSTATE {error.sqlstate}.",
+            ) from error
 
     async def require_none_held_back(self, store: Store, source: Source) -> None:
         """Return unless the last full walk to end was held back. Raises Refusal(FEED_SHRUNK).
@@ -94,6 +102,15 @@ class Guard:
                 fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", source.feed),
                 headers={"Retry-After": "300"},
             )
+
+
+def _shrunk(items: int, invalid: int, measure: int | None, settings: FeedSettings) -> bool:
+    """Whether a feed that had `measure` items when it last ended is too small now."""
+    if measure is None:
+        return items == 0 and invalid > 0
+    # A feed that is empty all at once is never small change, however small it was.
+    large = measure - items > settings.shrink_floor or items == 0
+    return large and items < measure * (1 - settings.shrink_limit)
 
 
 async def accept_shrink(connection: Any, store: str, feed: str) -> tuple[int, int | None] | None:

@@ -70,6 +70,9 @@ class Pool:
                 "datestyle": "ISO",
                 # Compiling a page's plan takes longer than running it.
                 "jit": "off",
+                # A real's digits are its own, whatever the shop's default.
+                "extra_float_digits": "1",
+                "default_transaction_isolation": "read committed",
             },
         )
         return cls(pool, emit)
@@ -197,6 +200,10 @@ async def _prepare_codecs(connection: Any) -> None:
     def codec(name: str, decoder: Callable[[Any], Any], wire: str) -> Any:
         return connection.set_type_codec(name, schema="pg_catalog", decoder=decoder, encoder=_refuse, format=wire)
 
+    # A bookmark is durable before its page is sent, though the shop's own commits may not be.
+    await connection.execute(
+        "select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'"
+    )
     # As text a real 4.8 is not 4.800000190734863, and a numeric keeps its digits.
     await codec("float4", msgspec.Raw, "text")
     await codec("numeric", msgspec.Raw, "text")

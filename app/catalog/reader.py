@@ -112,11 +112,11 @@ class Reader:
                     raise self._failed(source, parts[0], error) from error
                 described_again = True
                 self._emit(SourceChanged(store=store.name, feed=source.feed, cause=type(error).__name__))
-                family = source.key.family
+                key = source.key
                 source = await self._sources.again(store, source.feed)
-                if source.key.family != family and parts[0].after is not None:
+                if source.key != key and parts[0].after is not None:
                     # The order is another one: whatever lies before this place there would be lost.
-                    raise key_changed(source.feed, family, source.key.family) from error
+                    raise key_changed(source.feed, key.kind, source.key.kind) from error
                 if span.since is not None and not source.has_modified_at:
                     raise self._failed(source, parts[0], error) from error
             except LOST as error:

@@ -33,7 +33,7 @@ class SmallPages:
         sql = _statement(source, limit)
         try:
             rows = await self._pool.patiently(
-                lambda connection: connection.fetch(sql, source.store, source.feed, offset, source.key.family),
+                lambda connection: connection.fetch(sql, source.store, source.feed, offset, source.key.kind),
                 Patience(self._resume_seconds),
             )
         except asyncpg.PostgresError:

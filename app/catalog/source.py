@@ -1,7 +1,7 @@
 """Sources: a relation that serves a feed, as PostgreSQL describes it.
 
 Described from the catalog of PostgreSQL, never guessed: every column with its type, and from them the SELECT list.
-The description is made anew when a walk begins and when a statement fails because the relation changed.
+The description is made anew every few seconds and when a statement fails because the relation changed.
 """
 
 import asyncio
@@ -70,6 +70,11 @@ class Key(msgspec.Struct, frozen=True):
     order: str
     """What to put behind an expression of the family so that it sorts as the column does."""
 
+    @property
+    def kind(self) -> str:
+        """The whole order: bookmarks of another one lead nowhere."""
+        return self.family + self.order
+
 
 class Source(msgspec.Struct, frozen=True):
     """A relation that serves a feed: how to read it and how to encode it."""
@@ -101,23 +106,22 @@ class Sources:
         self._pool = pool
         self._resume_seconds = resume_seconds
         self._described: dict[tuple[str, FeedName], tuple[float, Source]] = {}
-        self._locks: dict[tuple[str, FeedName], asyncio.Lock] = {}
+        self._describing: dict[tuple[str, FeedName], asyncio.Task[Source]] = {}
 
-    async def of(self, store: Store, feed: FeedName, *, fresh: bool = False) -> Source:
-        """The source of a feed. `fresh` when a walk begins: then a description older than 2 s is made anew.
+    async def of(self, store: Store, feed: FeedName) -> Source:
+        """The source of a feed, by a description that is at most 2 s old.
+
+        A statement does not fail when a column's type or collation changes: PostgreSQL plans anew, and asyncpg
+        prepares anew, without a word.
 
         Raises Refusal: FEED_MISSING where the relation does not exist, SOURCE_UNUSABLE where it can't be served,
         DATABASE_UNAVAILABLE when the database stays away.
         """
         place = (store.name, feed)
         known = self._described.get(place)
-        if known and (not fresh or time.monotonic() - known[0] < _FRESH_SECONDS):
+        if known and time.monotonic() - known[0] < _FRESH_SECONDS:
             return known[1]
-        async with self._locks.setdefault(place, asyncio.Lock()):
-            known = self._described.get(place)
-            if known and fresh and time.monotonic() - known[0] < _FRESH_SECONDS:
-                return known[1]
-            return await self._describe(store, feed)
+        return await self._once(store, feed)
 
     async def answer(self) -> None:
         """Return if the database answers. Raises what asyncpg raises, or Refusal(BUSY)."""
@@ -126,11 +130,27 @@ class Sources:
 
     async def again(self, store: Store, feed: FeedName) -> Source:
         """Describe anew, whatever is known: a statement has failed."""
-        async with self._locks.setdefault((store.name, feed), asyncio.Lock()):
-            return await self._describe(store, feed)
+        under_way = self._describing.get((store.name, feed))
+        if under_way is not None:
+            # It may have begun before the change.
+            await asyncio.wait({under_way})
+        return await self._once(store, feed)
+
+    async def _once(self, store: Store, feed: FeedName) -> Source:
+        """Describe; callers at the same time wait for the same description, and for the same failure."""
+        place = (store.name, feed)
+        task = self._describing.get(place)
+        if task is None:
+            task = self._describing[place] = asyncio.create_task(self._describe(store, feed))
+            task.add_done_callback(lambda done: self._done(place, done))
+        return await asyncio.shield(task)
+
+    def _done(self, place: tuple[str, FeedName], done: "asyncio.Task[Source]") -> None:
+        del self._describing[place]
+        if not done.cancelled():
+            done.exception()  # looked at, so that asyncio does not complain when every caller has left
 
     async def _describe(self, store: Store, feed: FeedName) -> Source:
-        self._described.pop((store.name, feed), None)
         source = await self._pool.patiently(
             lambda connection: describe(connection, store, feed), Patience(self._resume_seconds)
         )

@@ -82,7 +82,8 @@ def bind(settings: Server) -> tuple[list[socket.socket], socket.socket]:
 async def _serve(settings: Settings, dsn: str) -> None:
     stop = stop_on_signals()
     listeners, admin = bind(settings.server)
-    emit = Events(Log())
+    log = Log()
+    emit = Events(log)
     # asyncpg tells of every connection it can't restore, with a traceback; our events say it once.
     logging.getLogger("asyncpg").propagate = False
     logging.getLogger("asyncpg").addHandler(logging.NullHandler())
@@ -109,6 +110,7 @@ async def _serve(settings: Settings, dsn: str) -> None:
     finally:
         for listener in (*listeners, admin):
             listener.close()
+        log.close()
 
 
 async def _greet(service: Service, settings: Settings, urls: tuple[str, ...], admin_url: str) -> None:

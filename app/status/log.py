@@ -1,8 +1,10 @@
 """Log lines from events: for people on a terminal, JSON otherwise."""
 
+import queue
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -12,20 +14,49 @@ import orjson
 from app.status import events
 from app.status.events import Event
 
+_LINES_WAITING = 10_000
+
 
 class Log:
-    """Writes one line an event to a stream, standard error unless given."""
+    """Writes one line an event to a stream, standard error unless given.
+
+    From a thread: a pipe that nobody reads must not stop the service. What finds no place is dropped and counted.
+    """
 
     def __init__(self, stream: TextIO | None = None, *, human: bool | None = None) -> None:
         self._stream = stream or sys.stderr
         self._human = self._stream.isatty() if human is None else human
-        self._lock = threading.Lock()
+        self._waiting: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)
+        self._dropped = 0
+        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+        self._writer.start()
 
     def __call__(self, event: Event) -> None:
         line = self._line(event) if self._human else _json(event)
-        with self._lock:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+        try:
+            self._waiting.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Write what waits, for a second at most: who does not read now will not."""
+        with suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        self._writer.join(1)
+
+    def _write(self) -> None:
+        while (line := self._waiting.get()) is not None:
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                line = f"{line}\n{self._line_of_dropped(dropped)}"
+            with suppress(OSError, ValueError):
+                self._stream.write(line + "\n")
+                self._stream.flush()
+
+    def _line_of_dropped(self, count: int) -> str:
+        if self._human:
+            return f"({count} lines were dropped: nobody reads this log fast enough)"
+        return orjson.dumps({"time": datetime.now(UTC), "event": "LinesDropped", "count": count}).decode()
 
     def _line(self, event: Event) -> str:
         now = datetime.now(UTC).strftime("%H:%M:%S")
