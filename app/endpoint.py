@@ -4,9 +4,10 @@ Gate, request, bookmark, reader, wire, the guard at the end, response, in this o
 raised on the way.
 """
 
+import asyncio
 import re
 import time
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from hashlib import blake2b
 from typing import cast
 from urllib.parse import quote
@@ -117,25 +118,34 @@ class Answer:
             await self._turn(start, None, of_walk=of_walk)
             yield framing.opening + framing.closing
             return
-        pieces, size, pending, reached = [framing.opening], 0, 0, None
-        async with aclosing(self._catalog.reader.batches(self._store, self._source, span, limit)) as batches:
+        pieces, size, pending = [framing.opening], 0, 0
+        turning: asyncio.Task[None] | None = None
+        async with (
+            AsyncExitStack() as stack,
+            aclosing(self._catalog.reader.batches(self._store, self._source, span, limit)) as batches,
+        ):
             async for batch in batches:
                 if size >= CHUNK_BYTES or (limit is None and pending >= BATCH_ROWS):
                     yield b"".join(pieces)
                     pieces, size, pending = [], 0, 0
-                self._source, reached = batch.source, batch.position
+                self._source = batch.source
                 self.tally.invalid += len(batch.invalid)
                 if not batch.items:
                     continue
-                body = self._source.encoder.encode(batch.items, self._wanted.format)
-                self._catalog.reader.seen(self._source, len(batch.items), len(body))
                 if self.tally.items:
                     pieces.append(framing.separator)
+                self.tally.items += len(batch.items)
+                if self.tally.items == limit:
+                    # PostgreSQL makes the bookmark durable while we encode.
+                    turning = asyncio.create_task(self._turn(start, batch.position, of_walk=of_walk))
+                    stack.push_async_callback(_settled, turning)
+                    await asyncio.sleep(0)
+                body = self._source.encoder.encode(batch.items, self._wanted.format)
+                self._catalog.reader.seen(self._source, len(batch.items), len(body))
                 pieces.append(body)
                 size += len(body)
                 pending += len(batch.items)
-                self.tally.items += len(batch.items)
-        await self._turn(start, reached if self.tally.items == limit else None, of_walk=of_walk)
+            await (turning or self._turn(start, None, of_walk=of_walk))
         pieces.append(framing.closing)
         yield b"".join(filter(None, pieces))
 
@@ -258,6 +268,13 @@ class Answer:
             bytes=self.tally.bytes,
             seconds=self.tally.seconds(),
         )
+
+
+async def _settled(task: "asyncio.Task[None]") -> None:
+    """See a task to its end, whatever it is: its connection is in use until then."""
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # looked at, so that asyncio does not complain where nobody waited for it
 
 
 def _named(name: str) -> tuple[FeedName, Format | None]:
