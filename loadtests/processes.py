@@ -4,24 +4,20 @@ Each is a context manager that ends its process in any case. Ports are the kerne
 says which one it got.
 """
 
-import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import msgspec
-import uvloop
 
-from app.clerk.standin import verify_endpoint
-from app.hosting import host, listen, url_of
-from app.settings import Server, SettingsError, parse
+from app.clerk.standin import running
+from app.settings import SettingsError, parse
 
 TOKEN = "bench-token"  # noqa: S105 (good for the stand-in only)
 PUBLIC_KEY = "bench-public-key"
@@ -56,21 +52,9 @@ class Target(msgspec.Struct, frozen=True):
         return Memory(int(kilobytes["VmRSS"]) * 1024 / 1e6, int(kilobytes["VmHWM"]) * 1024 / 1e6)
 
 
-@contextmanager
-def standin() -> Iterator[str]:
+def standin() -> AbstractContextManager[str]:
     """The stand-in for Clerk's verify endpoint, in a thread of its own; its URL."""
-    listener = listen("127.0.0.1:0", user_timeout_seconds=30)
-    url = url_of(listener) + "/v2/token/verify"
-    loop = uvloop.new_event_loop()
-    stop = asyncio.Event()
-    serving = host(verify_endpoint({PUBLIC_KEY: {TOKEN}}), [listener], Server(), stop)
-    thread = threading.Thread(target=loop.run_until_complete, args=(serving,), daemon=True)
-    thread.start()
-    try:
-        yield url
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+    return running({PUBLIC_KEY: {TOKEN}})
 
 
 @contextmanager

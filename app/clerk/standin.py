@@ -1,12 +1,19 @@
 """A stand-in for Clerk's verify endpoint, for the demo and the tests. It knows which tokens are good for which key."""
 
-from collections.abc import Mapping, Set
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 
 import msgspec
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from app.hosting import host, listen, url_of
+from app.settings import Server
 
 
 class _Asked(msgspec.Struct):
@@ -38,3 +45,20 @@ def verify_endpoint(tokens: Mapping[str, Set[str]]) -> Starlette:
         )
 
     return Starlette(routes=[Route("/v2/token/verify", verify, methods=["POST"])])
+
+
+@contextmanager
+def running(tokens: Mapping[str, Set[str]]) -> Iterator[str]:
+    """The endpoint on a free loopback port, in a thread of its own, while the block runs; its URL."""
+    listener = listen("127.0.0.1:0", user_timeout_seconds=30)
+    url = url_of(listener) + "/v2/token/verify"
+    loop = uvloop.new_event_loop()
+    stop = asyncio.Event()
+    serving = host(verify_endpoint(tokens), [listener], Server(), stop)
+    thread = threading.Thread(target=loop.run_until_complete, args=(serving,), daemon=True)
+    thread.start()
+    try:
+        yield url
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)

@@ -1,12 +1,10 @@
 """`clerk-feed demo`: a sample catalog, the service, and an importer that walks it."""
 
-import asyncio
 import http.client
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -23,11 +21,10 @@ from rich.table import Table
 
 from app.catalog.embedded import Embedded, EmbeddedError
 from app.catalog.schema import SQL_FOLDER
+from app.clerk import standin
 from app.clerk.importer import Importer, ImportFailedError, Report
-from app.clerk.standin import verify_endpoint
-from app.hosting import PortTakenError, host, listen, url_of
+from app.hosting import PortTakenError, listen
 from app.protocol.feeds import FEEDS
-from app.settings import Server
 
 TOKEN = "demo-token"  # noqa: S105 (good for the stand-in only)
 PUBLIC_KEY = "demo-public-key"
@@ -72,7 +69,7 @@ def _run(console: Console, stack: ExitStack, *, exit_after: bool, port: int, dat
     embedded = Embedded.start(data_dir)
     stack.callback(embedded.stop)
     totals = uvloop.run(_prepare(embedded.dsn, console))
-    verify_url = stack.enter_context(_standin())
+    verify_url = stack.enter_context(standin.running({PUBLIC_KEY: {TOKEN}}))
     url = stack.enter_context(_service(console, embedded.dsn, verify_url, port, data_dir))
     console.print(f"Serving the sample catalog on {url}. An importer reads all of it:\n")
     reports = _import_all(console, url, totals)
@@ -109,25 +106,6 @@ async def _prepare(dsn: str, console: Console) -> dict[str, int]:
         return {feed: await connection.fetchval(f"select count(*) from demo.{feed}") for feed in FEEDS}  # noqa: S608
     finally:
         await connection.close()
-
-
-@contextmanager
-def _standin() -> Iterator[str]:
-    """The stand-in for Clerk's verify endpoint, in a thread of its own; its URL."""
-    listener = listen("127.0.0.1:0", user_timeout_seconds=30)
-    url = url_of(listener) + "/v2/token/verify"
-    loop = uvloop.new_event_loop()
-    stop = asyncio.Event()
-    app = verify_endpoint({PUBLIC_KEY: {TOKEN}})
-    thread = threading.Thread(
-        target=loop.run_until_complete, args=(host(app, [listener], Server(), stop),), daemon=True
-    )
-    thread.start()
-    try:
-        yield url
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
 
 
 @contextmanager
