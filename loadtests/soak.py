@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.catalog.embedded import Embedded
+from app.catalog.pool import LOST
 from app.clerk.importer import ImportFailedError, ids_of
 from loadtests.processes import PUBLIC_KEY, TOKEN, standin
 
@@ -290,7 +291,7 @@ class Soak:
     async def _write(self, choose: random.Random) -> None:
         fresh = FIRST_ITEMS * 1000
         while not self.over():
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with suppress(*LOST, asyncpg.PostgresError):
                 connection = await asyncpg.connect(self._postgres.dsn, timeout=10, command_timeout=10)
                 try:
                     while not self.over():
@@ -341,13 +342,13 @@ class Soak:
             self.tally.fault(kind)
 
     def _quietly(self, sql: str) -> None:
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(*LOST, asyncpg.PostgresError):
             uvloop.run(self._execute(sql))
 
     def _freeze(self, choose: random.Random) -> None:
         """Stop a backend of the services for some seconds."""
         pids: list[int] = []
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(*LOST, asyncpg.PostgresError):
             pids = uvloop.run(self._backends())
         if not pids:
             return
