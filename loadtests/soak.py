@@ -297,8 +297,11 @@ class Soak:
                     while not self.over():
                         kind = choose.random()
                         if kind < 0.4:
-                            fresh += 1
-                            new = {choose.choice([fresh, -fresh, fresh // 1000 * 1000 - fresh % 1000])}
+                            # A little more comes than goes, or the guard would rightly hold the walks back.
+                            new = set[int]()
+                            for _ in range(choose.randrange(1, 5)):
+                                fresh += 1
+                                new.add(choose.choice([fresh, -fresh, fresh // 1000 * 1000 - fresh % 1000]))
                             await connection.execute(
                                 "insert into shop.product (id) select unnest($1::bigint[]) on conflict do nothing", new
                             )
