@@ -58,20 +58,6 @@ def test_modified_after_alone_asks_for_everything_that_changed() -> None:
     assert read("modified_after=1769846400") == FeedRequest(modified_after=MOMENT)
 
 
-@pytest.mark.parametrize(
-    ("query", "is_page"),
-    [
-        ("", False),
-        ("modified_after=0", False),
-        ("limit=5&after=a", False),
-        ("limit=5&offset=0", True),
-        ("offset=7", True),
-    ],
-)
-def test_only_limit_with_offset_is_a_page_of_a_walk(query: str, is_page: bool) -> None:
-    assert read(query).is_page_of_walk is is_page
-
-
 @pytest.mark.parametrize("limit", [1, 25, 999, 1000])
 def test_limits_from_1_to_1000_are_taken_as_they_are(limit: int) -> None:
     assert read(f"limit={limit}&offset=0").limit == limit

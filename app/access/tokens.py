@@ -37,9 +37,8 @@ class Verifier(Protocol):
 
 
 class _Remembered(msgspec.Struct):
-    """What Clerk last said of a token. Times are of the monotonic clock, `expires` is unix seconds."""
+    """A token Clerk has vouched for. Times are of the monotonic clock, `expires` is unix seconds."""
 
-    good: bool
     asked: float
     expires: float | None
     unreachable_until: float = 0.0
@@ -133,7 +132,7 @@ class Tokens:
         self._emit(TokenVerified(store=store.name, good=verdict.good, seconds=now - started))
         if verdict.good:
             times = [t for t in (verdict.expires, _jwt_expires(token)) if t is not None]
-            self._good[digest] = _Remembered(good=True, asked=now, expires=min(times, default=None))
+            self._good[digest] = _Remembered(asked=now, expires=min(times, default=None))
             self._rejected.pop(digest, None)
         else:
             self._good.pop(digest, None)

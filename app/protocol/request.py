@@ -43,10 +43,6 @@ class FeedRequest(msgspec.Struct, frozen=True):
     after: str | None = None
     modified_after: float | None = None
 
-    @property
-    def is_page_of_walk(self) -> bool:
-        return self.limit is not None and self.after is None
-
 
 def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: HourUnit = "hours") -> FeedRequest:
     """Read a query string.

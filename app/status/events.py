@@ -71,14 +71,6 @@ class WalkHeldBack(Event, frozen=True):
     last: int | None
 
 
-class ShrinkAccepted(Event, frozen=True):
-    """An operator said that a feed is right to have so few items."""
-
-    store: str
-    feed: str
-    items: int
-
-
 class CutOff(Event, frozen=True):
     """An answer ended before its end, visibly for the client: it left, would not read, or the database failed."""
 
