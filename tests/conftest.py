@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,11 +130,15 @@ class Running:
             connection.close()
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The events so far. The log is written by a thread, in order: one more event shows that it has caught up."""
+        """The events so far. The log is written by a thread, in order: one more event shows that it has caught up.
+
+        A service that is stopping takes no request any more; then these are the lines written until now.
+        """
         if self.process.poll() is None:
             mark = f"/-/mark-{next(_numbers)}"
-            self.get(mark, token=None)
-            eventually(lambda: mark in self.log.read_text())
+            with suppress(ConnectionError, http.client.HTTPException):
+                self.get(mark, token=None)
+                eventually(lambda: mark in self.log.read_text())
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if kind is None or line["event"] == kind]
 
