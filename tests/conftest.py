@@ -32,7 +32,10 @@ from app.catalog.embedded import Embedded
 from app.clerk.importer import Importer
 from app.hosting import host, listen, url_of
 from app.settings import Server
+from tests.browser import browser, chromium
 from tests.clerk import FakeClerk
+
+__all__ = ["browser", "chromium"]
 
 T = TypeVar("T")
 
