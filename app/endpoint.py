@@ -26,7 +26,7 @@ from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.protocol import request as protocol
 from app.protocol.coding import Coding, coded, coding_of
-from app.protocol.feeds import FEEDS, FeedName
+from app.protocol.feeds import FEEDS, SINGLE_FILE, SINGLE_FILE_KEYS, FeedName
 from app.protocol.problems import NOT_FOUND, PARAMETER_INVALID, Refusal
 from app.protocol.request import FeedRequest, Format
 from app.protocol.wire import FRAMING, MEDIA_TYPES
@@ -46,7 +46,7 @@ class Catalog(msgspec.Struct, frozen=True):
 
 
 class FeedEndpoint:
-    """Serves `/{store}/{feed}`: one page of a walk, or the whole feed."""
+    """Serves `/{store}/{feed}`: one page of a walk, or the whole feed; and `/{store}/feed.json`, all feeds in one."""
 
     def __init__(self, gate: Gate, catalog: Catalog, send_seconds: float, emit: Emit) -> None:
         self._gate = gate
@@ -56,6 +56,8 @@ class FeedEndpoint:
 
     async def feed(self, request: Request) -> Response:
         store = await self._gate.admit(request)
+        if request.path_params["feed"] == SINGLE_FILE:
+            return await self._single_file(request, store)
         feed, suffix = _named(request.path_params["feed"])
         wanted = protocol.parse(
             request.scope["query_string"].decode("latin-1"),
@@ -65,9 +67,23 @@ class FeedEndpoint:
             unit=store.modified_after_unit,
         )
         source = await self._catalog.sources.of(store, feed)
-        caller = blake2b(address_of(request).encode(), digest_size=8).hexdigest()
-        answer = Answer(store, source, wanted, self._catalog, self._emit, caller)
+        answer = Answer(store, source, wanted, self._catalog, self._emit, _caller(request))
         answer.writes = request.method != "HEAD"
+        return await self._respond(request, answer)
+
+    async def _single_file(self, request: Request, store: Store) -> Response:
+        """Every feed the store has in one JSON object, as Clerk's older importer reads it."""
+        protocol.require_no_parameters(request.scope["query_string"].decode("latin-1"))
+        wanted = FeedRequest(format="json")
+        answers = [
+            Answer(store, source, wanted, self._catalog, self._emit, _caller(request))
+            for source in await self._catalog.sources.all_of(store)
+        ]
+        for answer in answers:
+            answer.writes = request.method != "HEAD"
+        return await self._respond(request, SingleFile(store, answers, created=int(time.time())))
+
+    async def _respond(self, request: Request, answer: "Answer | SingleFile") -> Response:
         coding = coding_of(request.headers.get("accept-encoding", ""))
         chunks = coded(answer.chunks(), coding) if coding else answer.chunks()
 
@@ -75,7 +91,7 @@ class FeedEndpoint:
             self._emit(answer.record(request.method, address_of(request)))
 
         def cut_off(cause: str) -> None:
-            self._emit(CutOff(store=store.name, feed=feed, bytes=answer.tally.bytes, cause=cause))
+            self._emit(CutOff(store=answer.store.name, feed=answer.name, bytes=answer.tally.bytes, cause=cause))
 
         response = await FeedResponse.begin(
             chunks,
@@ -96,7 +112,7 @@ class Answer:
     def __init__(
         self, store: Store, source: Source, wanted: FeedRequest, catalog: Catalog, emit: Emit, caller: str = ""
     ) -> None:
-        self._store = store
+        self.store = store
         self._source = source
         self._wanted = wanted
         self._catalog = catalog
@@ -122,7 +138,7 @@ class Answer:
         turning: asyncio.Task[None] | None = None
         async with (
             AsyncExitStack() as stack,
-            aclosing(self._catalog.reader.batches(self._store, self._source, span, limit)) as batches,
+            aclosing(self._catalog.reader.batches(self.store, self._source, span, limit)) as batches,
         ):
             async for batch in batches:
                 if size >= CHUNK_BYTES or (limit is None and pending >= BATCH_ROWS):
@@ -178,7 +194,7 @@ class Answer:
         start = await self._catalog.bookmarks.find(source, wanted.offset, incremental=incremental)
         if start is None:
             if not incremental:
-                await self._catalog.guard.require_none_held_back(self._store, source)
+                await self._catalog.guard.require_none_held_back(self.store, source)
             self._emit(OffsetUnknown(store=source.store, feed=source.feed, offset=wanted.offset))
             return Span(since=self._since, skip=wanted.offset), None, False
         self.tally.walk = start.walk
@@ -198,7 +214,7 @@ class Answer:
         items = offset + tally.items
         if reached is None and not incremental and not again:
             ending = Ending(tally.walk, items, tally.invalid, start is not None and start.ambiguous)
-            items = await self._catalog.guard.check(self._store, self._source, ending, writes=self.writes)
+            items = await self._catalog.guard.check(self.store, self._source, ending, writes=self.writes)
         if self.writes:
             final_items = items if reached is None and not again else None
             page = Page(offset, wanted.limit or 0, tally.items, tally.invalid, reached, final_items, self._caller)
@@ -206,7 +222,7 @@ class Answer:
         if reached is None and not again and self.writes:
             self._emit(
                 WalkEnded(
-                    store=self._store.name,
+                    store=self.store.name,
                     feed=self._source.feed,
                     walk=tally.walk,
                     incremental=incremental,
@@ -237,17 +253,21 @@ class Answer:
             return None
         if not self._source.has_modified_at:
             if not self._wanted.offset:
-                self._emit(NoModifiedAt(store=self._store.name, feed=self._source.feed))
+                self._emit(NoModifiedAt(store=self.store.name, feed=self._source.feed))
             return None
-        return since - self._store.incremental_overlap.seconds
+        return since - self.store.incremental_overlap.seconds
+
+    @property
+    def feed(self) -> FeedName:
+        return self._source.feed
+
+    @property
+    def name(self) -> str:
+        return self.feed
 
     def headers(self, path: str, coding: Coding | None) -> list[tuple[bytes, bytes]]:
         """The headers of the answer, but for its length."""
-        # A cache-everything rule on the way would hand customers to anyone.
-        headers = [(b"content-type", MEDIA_TYPES[self._wanted.format]), (b"cache-control", b"no-store")]
-        headers.append((b"vary", b"accept, accept-encoding"))
-        if coding is not None:
-            headers.append((b"content-encoding", coding.encode()))
+        headers = _headers(self._wanted.format, coding)
         if self._next is not None:
             target = f"{quote(path)}?limit={self._wanted.limit}&after={quote(self._next, safe='')}"
             headers.append((b"link", f'<{target}>; rel="next"'.encode()))
@@ -255,7 +275,7 @@ class Answer:
 
     def record(self, method: str, address: str) -> FeedServed:
         return FeedServed(
-            store=self._store.name,
+            store=self.store.name,
             feed=self._source.feed,
             method=method,
             address=address,
@@ -268,6 +288,74 @@ class Answer:
             bytes=self.tally.bytes,
             seconds=self.tally.seconds(),
         )
+
+
+class SingleFile:
+    """The older feed: one JSON object with a list for every feed the store has.
+
+    Each feed is read, guarded and recorded as a walk of its own; one that may not end cuts the whole off.
+    """
+
+    name = SINGLE_FILE
+
+    def __init__(self, store: Store, answers: list[Answer], created: int) -> None:
+        self.store = store
+        self.tally = Tally()
+        self._answers = answers
+        self._created = created
+
+    async def chunks(self) -> Chunks:
+        """The object's bytes. What is small is sent in one piece, with its length."""
+        pieces, size = [b"{"], 0
+        for answer in self._answers:
+            pieces.append(b'"%s":' % SINGLE_FILE_KEYS[answer.feed].encode())
+            async with aclosing(answer.chunks()) as chunks:
+                async for chunk in chunks:
+                    pieces.append(chunk)
+                    size += len(chunk)
+                    if size >= _PIECE_BYTES:
+                        yield b"".join(pieces)
+                        pieces, size = [], 0
+            pieces.append(b",")
+        pieces.append(b'"created":%d,"strict":false}' % self._created)
+        yield b"".join(pieces)
+
+    def headers(self, path: str, coding: Coding | None) -> list[tuple[bytes, bytes]]:
+        return _headers("json", coding)
+
+    def record(self, method: str, address: str) -> FeedServed:
+        return FeedServed(
+            store=self.store.name,
+            feed=self.name,
+            method=method,
+            address=address,
+            limit=None,
+            offset=None,
+            incremental=False,
+            walk=None,
+            items=sum(answer.tally.items for answer in self._answers),
+            invalid=sum(answer.tally.invalid for answer in self._answers),
+            bytes=self.tally.bytes,
+            seconds=self.tally.seconds(),
+        )
+
+
+_PIECE_BYTES = 1_000_000
+
+
+def _headers(format: Format, coding: Coding | None) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer."""
+    # A cache-everything rule on the way would hand customers to anyone.
+    headers = [(b"content-type", MEDIA_TYPES[format]), (b"cache-control", b"no-store")]
+    headers.append((b"vary", b"accept, accept-encoding"))
+    if coding is not None:
+        headers.append((b"content-encoding", coding.encode()))
+    return headers
+
+
+def _caller(request: Request) -> str:
+    """A digest of the caller's address, for the record of a walk."""
+    return blake2b(address_of(request).encode(), digest_size=8).hexdigest()
 
 
 async def _settled(task: "asyncio.Task[None]") -> None:
@@ -283,7 +371,7 @@ def _named(name: str) -> tuple[FeedName, Format | None]:
     for known in FEEDS:
         if feed == known and (suffix in ("json", "ndjson") or name == known):
             return known, cast("Format", suffix) if suffix else None
-    raise Refusal(NOT_FOUND, f"There is no feed {name[:63]!r}; the feeds are {', '.join(FEEDS)}.")
+    raise Refusal(NOT_FOUND, f"There is no feed {name[:63]!r}; the feeds are {', '.join(FEEDS)}, and {SINGLE_FILE}.")
 
 
 def _require_key(source: Source, after: str) -> None:

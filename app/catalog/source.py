@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 
 from app.catalog.pool import Patience, Pool
-from app.protocol.feeds import REQUIRED, FeedName
+from app.protocol.feeds import FEEDS, REQUIRED, FeedName
 from app.protocol.problems import FEED_MISSING, SOURCE_UNUSABLE, Refusal
 from app.protocol.wire import ItemEncoder, nameable
 from app.settings import Store, relation_parts
@@ -122,6 +122,21 @@ class Sources:
         if known and time.monotonic() - known[0] < _FRESH_SECONDS:
             return known[1]
         return await self._once(store, feed)
+
+    async def all_of(self, store: Store) -> list[Source]:
+        """The sources of all feeds the store has. Raises Refusal as `of` does; FEED_MISSING where there is none."""
+        found: list[Source] = []
+        missing: Refusal | None = None
+        for feed in FEEDS:
+            try:
+                found.append(await self.of(store, feed))
+            except Refusal as refusal:
+                if refusal.problem is not FEED_MISSING:
+                    raise
+                missing = missing or refusal
+        if missing is not None and not found:
+            raise missing
+        return found
 
     async def answer(self) -> None:
         """Return if the database answers. Raises what asyncpg raises, or Refusal(BUSY)."""

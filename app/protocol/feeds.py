@@ -18,3 +18,15 @@ REQUIRED: dict[FeedName, tuple[str, ...]] = {
     "pages": ("id", "type", "url", "title", "text"),
 }
 """Attributes without which Clerk can't use an item."""
+
+SINGLE_FILE = "feed.json"
+"""The older feed: all five in one JSON object, without paging."""
+
+SINGLE_FILE_KEYS: dict[FeedName, str] = {
+    "products": "products",
+    "categories": "categories",
+    "orders": "sales",
+    "customers": "customers",
+    "pages": "pages",
+}
+"""Under which name a feed stands in the single file."""

@@ -103,7 +103,7 @@ NOT_FOUND = Problem(
     "not-found",
     "There is nothing at this address.",
     "Feeds are at /STORE/products, /STORE/categories, /STORE/orders, /STORE/customers and /STORE/pages, with .json"
-    " or .ndjson added if you like.",
+    " or .ndjson added if you like, and all in one at /STORE/feed.json.",
 )
 STORE_UNKNOWN = Problem(
     404,

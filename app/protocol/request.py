@@ -88,6 +88,12 @@ def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: H
     )
 
 
+def require_no_parameters(query: str) -> None:
+    """Return if a query string is empty. Raises Refusal(PARAMETER_INVALID): a single file can't be paged."""
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        raise _refusal(name, value, "the single file feed.json takes no parameters: it is always whole")
+
+
 def parse_modified_after(text: str, *, now: float, unit: HourUnit) -> float | None:
     """Unix seconds, or None where the text means that Clerk's Incremental Time is not set.
 
