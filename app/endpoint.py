@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app.access.client import address_of
 from app.access.gate import Gate
@@ -54,8 +54,13 @@ class FeedEndpoint:
         self._send_seconds = send_seconds
         self._emit = emit
 
-    async def feed(self, request: Request) -> Response:
-        store = await self._gate.admit(request)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        async with self._gate.admitted(request) as store:
+            response = await self._feed(request, store)
+            await response(scope, receive, send)
+
+    async def _feed(self, request: Request, store: Store) -> FeedResponse:
         if request.path_params["feed"] == SINGLE_FILE:
             return await self._single_file(request, store)
         feed, suffix = _named(request.path_params["feed"])
@@ -71,7 +76,7 @@ class FeedEndpoint:
         answer.writes = request.method != "HEAD"
         return await self._respond(request, answer)
 
-    async def _single_file(self, request: Request, store: Store) -> Response:
+    async def _single_file(self, request: Request, store: Store) -> FeedResponse:
         """Every feed the store has in one JSON object, as Clerk's older importer reads it."""
         protocol.require_no_parameters(request.scope["query_string"].decode("latin-1"))
         wanted = FeedRequest(format="json")
@@ -83,7 +88,7 @@ class FeedEndpoint:
             answer.writes = request.method != "HEAD"
         return await self._respond(request, SingleFile(store, answers, created=int(time.time())))
 
-    async def _respond(self, request: Request, answer: "Answer | SingleFile") -> Response:
+    async def _respond(self, request: Request, answer: "Answer | SingleFile") -> FeedResponse:
         coding = coding_of(request.headers.get("accept-encoding", ""))
         chunks = coded(answer.chunks(), coding) if coding else answer.chunks()
 
@@ -93,7 +98,7 @@ class FeedEndpoint:
         def cut_off(cause: str) -> None:
             self._emit(CutOff(store=answer.store.name, feed=answer.name, bytes=answer.tally.bytes, cause=cause))
 
-        response = await FeedResponse.begin(
+        return await FeedResponse.begin(
             chunks,
             http_version=request.scope["http_version"],
             headers=lambda: answer.headers(request.scope["path"], coding),
@@ -103,7 +108,6 @@ class FeedEndpoint:
             served=served,
             cut_off=cut_off,
         )
-        return cast("Response", response)  # to Starlette a response is any ASGI application
 
 
 class Answer:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from app.settings import Server, split_address
 
 _BACKLOG = 1024
 _KEEP_ALIVE_SECONDS = 10.0
+_HANDSHAKE_SECONDS = 10
 
 
 class PortTakenError(Exception):
@@ -51,16 +53,20 @@ def listen(address: str, *, user_timeout_seconds: float) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
     """The URL under which a listening socket is reached."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-async def host(app: ASGIApp, listeners: Sequence[socket.socket], settings: Server, stop: asyncio.Event) -> None:
+async def host(
+    app: ASGIApp, listeners: Sequence[socket.socket], settings: Server, stop: asyncio.Event, *, tls: bool = False
+) -> None:
     """Serve an application on listening sockets, which become the server's, until `stop` is set.
 
-    Then connections get shutdown_timeout to finish; what is left is cut off.
+    With `tls` by the certificate of the settings (TLS 1.2 and up), and to clients of client_ca only where it is set.
+    When told to stop, connections get shutdown_timeout to finish; what is left is cut off.
     """
     config = Config()
     config.backlog = _BACKLOG
@@ -69,6 +75,11 @@ async def host(app: ASGIApp, listeners: Sequence[socket.socket], settings: Serve
     config.keep_alive_max_requests = sys.maxsize
     config.graceful_timeout = settings.shutdown_timeout.seconds
     config.alpn_protocols = ["http/1.1"]
+    if tls:
+        config.certfile, config.keyfile = settings.certfile, settings.keyfile
+        config.ssl_handshake_timeout = _HANDSHAKE_SECONDS
+        if settings.client_ca:
+            config.ca_certs, config.verify_mode = settings.client_ca, ssl.CERT_REQUIRED
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = _server_log()

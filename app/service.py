@@ -34,6 +34,8 @@ from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Failed, Ref
 from app.status.pages import Pages
 
 _SWEEP_SECONDS = 600.0
+_HSTS = (b"strict-transport-security", b"max-age=31536000")
+"""RFC 6797: who was here by HTTPS once does not ask by plain HTTP again. Where a proxy ends TLS, it is the proxy's."""
 
 
 class StartError(Exception):
@@ -84,7 +86,7 @@ def create_app(
     settings: Settings, pool: Pool, sources: Sources, bookmarks: Bookmarks, clerk: ClerkApi, emit: Emit
 ) -> ASGIApp:
     """The public application: the feeds behind the gate, and the routes that name nothing."""
-    gate = Gate(settings.stores, Tokens(clerk, settings.access, emit))
+    gate = Gate(settings.stores, Tokens(clerk, settings.access, emit), settings.access)
     resume_seconds = settings.database.resume_for.seconds
     catalog = Catalog(
         sources,
@@ -95,7 +97,7 @@ def create_app(
     )
     endpoint = FeedEndpoint(gate, catalog, settings.server.send_timeout.seconds, emit)
     pages = Pages(_readiness(settings, sources))
-    return _application([*pages.routes(), Route("/{store}/{feed}", endpoint.feed)], emit)
+    return _application([*pages.routes(), Route("/{store}/{feed}", endpoint, methods=["GET"])], emit)
 
 
 def create_admin(settings: Settings, sources: Sources, emit: Emit) -> ASGIApp:
@@ -142,6 +144,8 @@ class _Outermost:
         async def watched(message: Message) -> None:
             nonlocal begun
             begun = True
+            if scope["scheme"] == "https" and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), _HSTS]
             await send(message)
 
         try:
@@ -158,7 +162,7 @@ class _Outermost:
                 self._emit(_failed(request, error))
                 raise
             answer = problem_response(request, self._refusal(request, error), self._emit)
-            await answer(scope, receive, send)
+            await answer(scope, receive, watched)
         finally:
             if drain:
                 await asyncio.wait({drain}, timeout=1)

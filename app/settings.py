@@ -179,7 +179,13 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Settings:
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     data_dir = path.parent / settings.database.data_dir
-    return replace(settings, database=replace(settings.database, data_dir=str(data_dir)))
+    files = {key: getattr(settings.server, key) for key in ("certfile", "keyfile", "client_ca")}
+    beside = {key: str(path.parent / name) if name else "" for key, name in files.items()}
+    return replace(
+        settings,
+        database=replace(settings.database, data_dir=str(data_dir)),
+        server=replace(settings.server, **beside),
+    )
 
 
 def parse(text: str, environment: dict[str, str]) -> Settings:
@@ -358,15 +364,6 @@ NOT_YET: tuple[tuple[str, str], ...] = (
     ("database", "state_dsn"),
     ("database", "pgbouncer"),
     ("server", "workers"),
-    ("server", "certfile"),
-    ("server", "keyfile"),
-    ("server", "client_ca"),
-    ("access", "trusted_proxies"),
-    ("access", "allowed_addresses"),
-    ("access", "rate"),
-    ("access", "max_wait"),
-    ("access", "max_streams"),
-    ("access", "refusal_rate"),
     ("access", "admin"),
     ("clerk", "api_url"),
     ("store", "private_key"),
@@ -382,6 +379,7 @@ def _complaints(settings: Settings) -> Iterator[str]:
     yield from _database_complaints(settings.database)
     yield from _server_complaints(settings.server)
     yield from _access_complaints(settings.access)
+    yield from _unreachable_complaints(settings)
     yield from _not_yet(settings.database, "database", "database")
     yield from _not_yet(settings.server, "server", "server")
     yield from _not_yet(settings.access, "access", "access")
@@ -471,16 +469,43 @@ def _access_complaints(access: Access) -> Iterator[str]:
         for number, network in enumerate(getattr(access, key)):
             if key == "trusted_proxies" and network == "cloudflare":
                 continue
+            place = f'access.{key}[{number}] = "{network}"'
             try:
-                ipaddress.ip_network(network)
+                parsed = ipaddress.ip_network(network)
             except ValueError as error:
-                yield f'access.{key}[{number}] = "{network}": it must be an address or a network: {error}'
+                yield f"{place}: it must be an address or a network: {error}"
+                continue
+            if key == "trusted_proxies" and parsed.prefixlen < _WIDEST_PROXIES[parsed.version]:
+                yield (
+                    f"{place}: a trusted proxy may claim any address for its caller, and these are far too many;"
+                    " name your own proxies"
+                )
     yield from _url_complaints("access.verify_url", access.verify_url)
     for key, least in (("token_cache", 1), ("max_streams", 1)):
         if getattr(access, key) < least:
             yield f"access.{key} = {getattr(access, key)}: it must be at least {least}"
     yield from _too_short("access.verify_timeout", access.verify_timeout, 0.001)
     yield from _credentials_complaints("access.admin", access.admin)
+
+
+_WIDEST_PROXIES = {4: 8, 6: 16}
+"""The shortest prefix of a network of proxies: 10.0.0.0/8 is somebody's own, 0.0.0.0/0 is not."""
+
+
+def _unreachable_complaints(settings: Settings) -> Iterator[str]:
+    """Addresses that would refuse every request: nothing but HTTPS is served off this machine."""
+    if settings.server.certfile or any(
+        name != "cloudflare" and not is_loopback(str(ipaddress.ip_network(name)[0]))
+        for name in settings.access.trusted_proxies
+    ):
+        return
+    for number, address in enumerate(settings.server.bind):
+        host = split_address(address)[0]
+        if host and not is_loopback(host):
+            yield (
+                f'server.bind[{number}] = "{address}": feeds leave this machine over HTTPS only; set certfile and'
+                " keyfile, or name the proxy that ends TLS in access.trusted_proxies"
+            )
 
 
 def _url_complaints(path: str, url: str) -> Iterator[str]:

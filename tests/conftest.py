@@ -119,9 +119,12 @@ class Running:
         headers: Mapping[str, str] | None = None,
         method: str = "GET",
         admin: bool = False,
+        source: str = "",
     ) -> Answer:
+        """Ask. `source` is the address to ask from, any of 127.0.0.0/8: only 127.0.0.1 is a trusted proxy."""
         parts = urlsplit(self.admin_url if admin else self.url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+        origin = (source, 0) if source else None
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60, source_address=origin)
         try:
             sent = dict(headers or {})
             if token is not None:

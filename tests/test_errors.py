@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import pytest
 from starlette.requests import Request
 
-from app.access.client import require_secure
+from app.access.client import Clients
 from app.catalog.pool import Pool
 from app.catalog.source import Sources
 from app.protocol.feeds import FEEDS, REQUIRED, FeedName
@@ -285,7 +285,8 @@ def test_an_invalid_item_of_a_strict_feed_is_named(database: Database, clerk: Fa
     "header", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP", "CF-Connecting-IP"]
 )
 def test_a_request_through_a_proxy_nobody_declared_is_refused(shared_service: Running, header: str) -> None:
-    said = problem(shared_service.get(f"/s0/{PAGE}", headers={header: "203.0.113.5"}), 403, "proxy-not-trusted")
+    answer = shared_service.get(f"/s0/{PAGE}", headers={header: "203.0.113.5"}, source="127.0.0.2")
+    said = problem(answer, 403, "proxy-not-trusted")
     assert header.lower() in said["detail"]
     assert "203.0.113.5" not in said["detail"]
 
@@ -315,10 +316,10 @@ def test_plain_http_is_served_to_this_machine_only(scheme: str, address: str, sa
         }
     )
     if safe:
-        require_secure(request)
+        Clients([], []).of(request)
         return
     with pytest.raises(Refusal) as refused:
-        require_secure(request)
+        Clients([], []).of(request)
     assert refused.value.problem.code == "not-secure"
 
 
@@ -335,7 +336,7 @@ def test_a_host_header_does_not_make_plain_http_safe() -> None:
         }
     )
     with pytest.raises(Refusal) as refused:
-        require_secure(request)
+        Clients([], []).of(request)
     assert refused.value.problem.code == "not-secure"
 
 

@@ -1,36 +1,80 @@
 """The gate: who may read, asked in a fixed order, the cheapest and least telling question first."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
 from app.access import basic
-from app.access.client import require_secure
+from app.access.client import Client, Clients
+from app.access.pace import Pace, Refusals
+from app.access.places import Places
 from app.access.tokens import Tokens, bearer
-from app.protocol.problems import STORE_UNKNOWN, VERSION_NOT_SUPPORTED, Refusal
-from app.settings import Store
+from app.protocol.problems import (
+    BASIC_REQUIRED,
+    STORE_UNKNOWN,
+    TOKEN_MALFORMED,
+    TOKEN_MISSING,
+    TOKEN_REJECTED,
+    VERSION_NOT_SUPPORTED,
+    Refusal,
+)
+from app.settings import Access, Store
+
+_COUNTED = (BASIC_REQUIRED, TOKEN_MISSING, TOKEN_MALFORMED, TOKEN_REJECTED)
 
 
 class Gate:
     """Admits Clerk's importer, and nobody else."""
 
-    def __init__(self, stores: Mapping[str, Store], tokens: Tokens) -> None:
+    def __init__(self, stores: Mapping[str, Store], tokens: Tokens, settings: Access) -> None:
         self._stores = stores
         self._tokens = tokens
+        self._clients = Clients(settings.trusted_proxies, settings.allowed_addresses)
+        self._refusals = Refusals(settings.refusal_rate)
+        self._pace = Pace(settings.rate, settings.max_wait.seconds)
+        self._places = Places(settings.max_streams, settings.max_wait.seconds)
 
-    async def admit(self, request: Request) -> Store:
-        """The store the request may read. Raises Refusal."""
+    @asynccontextmanager
+    async def admitted(self, request: Request) -> AsyncIterator[Store]:
+        """The store the request may read; it holds a place among the store's streams meanwhile. Raises Refusal."""
         require_http_1(request)
-        require_secure(request)
+        client = self._clients.of(request)
         name = request.path_params["store"]
         store = self._stores.get(name)
         if store is None:
             raise Refusal(STORE_UNKNOWN, f"There is no store {name[:63]!r} here.")
-        if store.basic:
-            basic.check(request.headers.get("authorization"), store.basic)
-        if store.token_auth:
-            await self._tokens.check(store, bearer(request.headers.get("x-clerk-authorization")))
-        return store
+        if self._was_good(request, store):
+            await self._check(request, store, client)
+        else:
+            async with self._refusals.turn(store, client):
+                await self._check(request, store, client)
+        await self._pace.take(store)
+        async with self._places.one(store):
+            yield store
+
+    def _was_good(self, request: Request, store: Store) -> bool:
+        """Whether the request carries a token that Clerk has vouched for before."""
+        header = request.headers.get("x-clerk-authorization")
+        if header is None or not store.token_auth:
+            return False
+        try:
+            return self._tokens.remembers(store, bearer(header))
+        except Refusal:
+            return False
+
+    async def _check(self, request: Request, store: Store, client: Client) -> None:
+        try:
+            if store.basic:
+                basic.check(request.headers.get("authorization"), store.basic)
+            if store.token_auth:
+                await self._tokens.check(store, bearer(request.headers.get("x-clerk-authorization")))
+        except Refusal as refusal:
+            # A client that knows nothing of Basic yet asks once without: the challenge tells it.
+            first = refusal.problem is BASIC_REQUIRED and "authorization" not in request.headers
+            if refusal.problem in _COUNTED and not first:
+                self._refusals.count(store, client)
+            raise
 
 
 def require_http_1(request: Request) -> None:

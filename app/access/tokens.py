@@ -61,6 +61,10 @@ class Tokens:
         """Whether the token passes without asking Clerk."""
         return self._fresh(_digest(store, token))
 
+    def remembers(self, store: Store, token: str) -> bool:
+        """Whether Clerk has vouched for the token before, however long ago, and not taken it back since."""
+        return _digest(store, token) in self._good
+
     async def check(self, store: Store, token: str) -> None:
         """Return if the token is good for the store. Raises Refusal: TOKEN_REJECTED or CLERK_UNREACHABLE."""
         digest = _digest(store, token)

@@ -13,10 +13,11 @@ import uvloop
 from app import __version__
 from app.catalog.embedded import Embedded, EmbeddedError
 from app.catalog.schema import SchemaError
+from app.certificates import CertificateError, require_usable
 from app.hosting import PortTakenError, host, listen, stop_on_signals, url_of
 from app.protocol.problems import FEED_MISSING, Refusal
 from app.service import Service, StartError, described, open_service
-from app.settings import DEFAULT_PATH, Server, Settings, SettingsError, load
+from app.settings import DEFAULT_PATH, Server, Settings, SettingsError, is_loopback, load, replace, split_address
 from app.status.events import Events, Started, Stopping
 from app.status.log import Log
 
@@ -38,13 +39,14 @@ def serve(path: Path) -> None:
     """
     try:
         settings = load(path)
+        require_usable(settings.server)
         with ExitStack() as stack:
             dsn = database(settings, stack)
             # Rows become garbage by the ten thousand and in no cycles: collecting often finds nothing, for 10 % of
             # a page's time.
             gc.set_threshold(50_000, 20, 100)
             uvloop.run(_serve(settings, dsn))
-    except (SettingsError, StartError, SchemaError, EmbeddedError) as error:
+    except (SettingsError, CertificateError, StartError, SchemaError, EmbeddedError) as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -99,12 +101,16 @@ async def _serve(settings: Settings, dsn: str) -> None:
                 return
             stopping.cancel()
             service = opening.result()
-            urls = tuple(map(url_of, listeners))
-            await _greet(service, settings, urls, url_of(admin))
+            tls = bool(settings.server.certfile)
+            # On loopback nobody listens, and a certificate names no loopback address.
+            admin_tls = tls and not is_loopback(split_address(settings.server.admin_bind)[0] or "")
+            urls = tuple(url_of(listener, tls=tls) for listener in listeners)
+            await _greet(service, settings, urls, url_of(admin, tls=admin_tls))
             emit(Started(urls=urls, version=__version__, database=service.database))
             async with asyncio.TaskGroup() as group:
-                group.create_task(host(service.app, listeners, settings.server, stop))
-                group.create_task(host(service.admin, [admin], settings.server, stop))
+                group.create_task(host(service.app, listeners, settings.server, stop, tls=tls))
+                operators = replace(settings.server, client_ca="")
+                group.create_task(host(service.admin, [admin], operators, stop, tls=admin_tls))
                 await stop.wait()
                 emit(Stopping(seconds=settings.server.shutdown_timeout.seconds))
     finally:

@@ -96,7 +96,15 @@ PROXY_NOT_TRUSTED = Problem(
     403,
     "proxy-not-trusted",
     "The request came through a proxy that is not declared.",
-    "This version serves direct connections only: remove the forwarding headers, or ask without the proxy.",
+    "If the proxy is yours, add its address to access.trusted_proxies in feed.toml. If you ask directly, leave the"
+    " forwarding headers out.",
+)
+ADDRESS_NOT_ALLOWED = Problem(
+    403,
+    "address-not-allowed",
+    "The address is not one that may read here.",
+    "Add it to access.allowed_addresses in feed.toml if it is Clerk's importer or your own. If it is the address of a"
+    " proxy of yours, add that to access.trusted_proxies, and let it send X-Forwarded-For.",
 )
 NOT_FOUND = Problem(
     404,
@@ -118,6 +126,20 @@ FEED_MISSING = Problem(
     "The store has no relation for this feed.",
     "Create the view named in the detail; the page /-/problems and the README show what it needs. Or remove the URL"
     " from Clerk's Data Sync.",
+)
+REFUSED_TOO_OFTEN = Problem(
+    429,
+    "refused-too-often",
+    "Too many requests with missing or wrong credentials came from this address.",
+    "Correct the token's way here or the credentials, then wait as long as Retry-After says. Requests with a token that"
+    " Clerk has vouched for pass meanwhile. The limit is access.refusal_rate in feed.toml.",
+)
+TOO_FAST = Problem(
+    429,
+    "too-fast",
+    "This store is read faster than its rate allows.",
+    "Raise access.rate in feed.toml, or raise Page Size in Clerk's Data Sync (up to 1000): then requests are fewer and"
+    " bigger.",
 )
 METHOD_NOT_ALLOWED = Problem(
     405,
@@ -194,6 +216,13 @@ BUSY = Problem(
     "busy",
     "Every database connection is in use.",
     "Ask again in a moment. If it lasts, raise pool_size in feed.toml, or sync fewer feeds at the same time.",
+)
+STREAMS_FULL = Problem(
+    503,
+    "streams-full",
+    "As many answers of this store as are allowed are on their way already.",
+    "Ask again in a moment. If it lasts, sync fewer feeds at the same time, look for readers that do not read, or raise"
+    " access.max_streams in feed.toml.",
 )
 VERSION_NOT_SUPPORTED = Problem(
     505,
