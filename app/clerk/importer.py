@@ -11,11 +11,14 @@ import http.client
 import re
 import time
 from collections.abc import Callable, Iterator, Set
-from typing import cast
+from email.message import Message
+from typing import Literal, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 import orjson
+
+from app.protocol.coding import CodingError, decoded_body
 
 ItemId = str | int
 
@@ -24,14 +27,34 @@ _RETRIED = (429, 500, 502, 503, 504)
 _MAX_PAUSE_SECONDS = 60.0
 
 
-class ImportFailedError(Exception):
-    """A page could not be had. `status` is None where no HTTP answer came; `body` is the start of the answer."""
+Failure = Literal["unreachable", "cut-off", "refused", "coding", "content"]
 
-    def __init__(self, message: str, *, status: int | None = None, body: bytes = b"", media_type: str = "") -> None:
+
+class ImportFailedError(Exception):
+    """A page could not be had. `status` is None where no HTTP answer came; `body` is the start of the answer.
+
+    `failure` is what kind it is: `unreachable` and `cut-off` where no complete answer came, `refused` by its status,
+    `coding` where it could not be decompressed, `content` where it is not what Clerk reads.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        failure: Failure = "content",
+        status: int | None = None,
+        body: bytes = b"",
+        headers: Message | None = None,
+    ) -> None:
         super().__init__(message)
+        self.failure = failure
         self.status = status
         self.body = body[:4000]
-        self.media_type = media_type
+        self.headers = headers or Message()
+
+    @property
+    def media_type(self) -> str:
+        return self.headers.get_content_type() if "Content-Type" in self.headers else ""
 
 
 class _Identified(msgspec.Struct):
@@ -49,6 +72,14 @@ class Page(msgspec.Struct, frozen=True):
     body: bytes
     seconds: float
     retries: int
+    media_type: str = ""
+    """As the server named it; empty where it named none."""
+    coding: str = ""
+    """How the answer was compressed: gzip, zstd or empty."""
+    wire_bytes: int = 0
+    """The size of the answer as it came."""
+    has_end: bool = True
+    """Whether HTTP says where the answer ends. Without, one that was cut off can't be told from a whole one."""
 
     @property
     def items(self) -> list[dict[str, object]]:
@@ -118,10 +149,13 @@ class Importer:
         pause: Callable[[float], None] = time.sleep,
         retrying: Callable[[str, float], None] | None = None,
         address: str | None = None,
+        accept_encoding: str = "",
+        requires_end: bool = True,
     ) -> None:
         """`token` may be a function that gives a fresh one a request. `address` is the local one to call from.
 
-        `retrying` is told why a page is asked for again, and in how many seconds.
+        `retrying` is told why a page is asked for again, and in how many seconds. `accept_encoding` is sent as it is;
+        gzip and zstd are understood. `requires_end = False` takes answers whose end HTTP does not tell.
         """
         try:
             parts = urlsplit(url)
@@ -134,6 +168,7 @@ class Importer:
         self.url = url
         # Without an offset every answer is the first page: a walk of it would never end.
         self.paged = any(match[1] == "offset" for match in _PLACEHOLDER.finditer(url))
+        self.is_incremental = any(match[1] == "modified_after" for match in _PLACEHOLDER.finditer(url))
         self.limit = limit
         self._modified_after = modified_after
         self._token = token
@@ -144,6 +179,9 @@ class Importer:
             "Accept": "application/x-ndjson, application/json;q=0.9",
             "User-Agent": "clerk-feed-importer",
         }
+        if accept_encoding:
+            self._headers["Accept-Encoding"] = accept_encoding
+        self._requires_end = requires_end
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             self._headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
@@ -169,29 +207,45 @@ class Importer:
             offset += self.limit
             number += 1
 
-    def page(self, offset: int, number: int = 0) -> Page:
-        """One page, with retries. Raises ImportFailedError."""
-        target = self._filled(offset)
+    def page(self, offset: int, number: int = 0, *, modified_after: str | None = None) -> Page:
+        """One page, with retries; `modified_after` in place of the importer's own. Raises ImportFailedError."""
+        target = self._filled(offset, self._modified_after if modified_after is None else modified_after)
         for attempt in range(self._attempts):
             started = time.perf_counter()
             last = attempt == self._attempts - 1
             try:
-                status, headers, body = self._get(target)
+                status, headers, sent, has_end = self._get(target)
             except (http.client.HTTPException, OSError) as error:
                 self._connection.close()
                 if last:
-                    raise ImportFailedError(_broken(error)) from error
+                    failure: Failure = "cut-off" if isinstance(error, http.client.IncompleteRead) else "unreachable"
+                    raise ImportFailedError(_broken(error), failure=failure) from error
                 self._pause_before_retry(_broken(error), min(0.1 * 2**attempt, 2.0))
                 continue
             if status in _RETRIED and not last:
                 self._pause_before_retry(f"HTTP status {status}", _retry_after(headers.get("Retry-After"), attempt))
                 continue
+            coding = headers.get("Content-Encoding", "").strip().lower()
+            try:
+                body = decoded_body(sent, coding)
+            except CodingError as error:
+                if status == 200:
+                    raise ImportFailedError(
+                        str(error), failure="coding", status=status, body=sent, headers=headers
+                    ) from None
+                body = b""
             if status != 200:
                 raise ImportFailedError(
-                    f"HTTP status {status}", status=status, body=body, media_type=headers.get_content_type()
+                    f"HTTP status {status}", failure="refused", status=status, body=body, headers=headers
                 )
             seconds = time.perf_counter() - started
-            return Page(number, offset, ids_of(body, offset), body, seconds, attempt)
+            try:
+                ids = ids_of(body, offset)
+            except ImportFailedError as error:
+                error.headers = headers
+                raise
+            media_type = headers.get_content_type() if "Content-Type" in headers else ""
+            return Page(number, offset, ids, body, seconds, attempt, media_type, coding, len(sent), has_end)
         raise AssertionError("the last attempt returns or raises")
 
     def _pause_before_retry(self, cause: str, seconds: float) -> None:
@@ -199,7 +253,7 @@ class Importer:
             self._retrying(cause, seconds)
         self._pause(seconds)
 
-    def _get(self, target: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+    def _get(self, target: str) -> tuple[int, http.client.HTTPMessage, bytes, bool]:
         headers = dict(self._headers)
         if self._token is not None:
             token = self._token() if callable(self._token) else self._token
@@ -209,13 +263,14 @@ class Importer:
         self._connection.request("GET", target, headers=headers)
         response = self._connection.getresponse()
         body = response.read()
-        if response.status == 200 and response.length is None and not response.chunked:
+        has_end = response.length is not None or response.chunked
+        if response.status == 200 and not has_end and self._requires_end:
             # Ended by closing the connection: one cut off, headers even, could not be told from a whole one.
             raise http.client.IncompleteRead(body)
-        return response.status, response.headers, body
+        return response.status, response.headers, body, has_end
 
-    def _filled(self, offset: int) -> str:
-        values = {"limit": str(self.limit), "offset": str(offset), "modified_after": self._modified_after}
+    def _filled(self, offset: int, modified_after: str) -> str:
+        values = {"limit": str(self.limit), "offset": str(offset), "modified_after": modified_after}
         return _PLACEHOLDER.sub(lambda match: quote(values[match[1]], safe=""), self._target)
 
     def close(self) -> None:

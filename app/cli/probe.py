@@ -1,28 +1,20 @@
 """`clerk-feed probe URL`: play Clerk's importer against a feed, ours or another's."""
 
-import time
 from contextlib import closing
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from app.clerk.importer import Importer, ImportFailedError, Page, Report, redacted
-from app.protocol.problems import MEDIA_TYPE
-from app.protocol.sync_errors import of_status
+from app.clerk.importer import Importer, redacted
+from app.cli.figures import duration, size
+from app.cli.findings import as_json, counted, show
+from app.diagnosis.findings import count_of
+from app.diagnosis.walk import HOURLY_SECONDS, Probe, Walk
+from app.protocol.feeds import FEEDS, FeedName
 
-_HOURLY_SECONDS = 600
-_DAILY_SECONDS = 3600
-
-
-class _Problem(msgspec.Struct):
-    """What we read of RFC 9457 problem details, and our own `fix`."""
-
-    title: str = ""
-    detail: str = ""
-    fix: str = ""
+_CODINGS = {"gzip": "gzip", "zstd": "zstd", "none": ""}
 
 
 @click.command()
@@ -36,23 +28,39 @@ class _Problem(msgspec.Struct):
     help="Page Size, as it would be set in Clerk's Data Sync.",
 )
 @click.option("--modified-after", default="", help="What to put for {{modified_after}}; nothing means a full sync.")
+@click.option("--feed", type=click.Choice(FEEDS), help="Which feed it is, where neither URL nor items tell.")
 @click.option(
     "--pages",
     type=click.IntRange(1),
     help="Stop after so many pages instead of at the end.",
 )
 @click.option("--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds for one page.")
-def probe(url: str, token: str | None, limit: int, modified_after: str, pages: int | None, timeout: float) -> None:
-    """Read a feed as Clerk's importer would, and say how it went.
+@click.option(
+    "--compression", type=click.Choice(tuple(_CODINGS)), default="gzip", show_default=True, help="What to ask for."
+)
+@click.option("--json", "json", is_flag=True, help="Print one JSON object instead, for machines.")
+def probe(
+    url: str,
+    token: str | None,
+    limit: int,
+    modified_after: str,
+    feed: FeedName | None,
+    pages: int | None,
+    timeout: float,
+    compression: str,
+    json: bool,
+) -> None:
+    """Read a feed as Clerk's importer would, and say what a sync would meet.
 
     URL is what you would put into Clerk's Data Sync, placeholders included:
 
     \b
       clerk-feed probe 'https://USER:PASS@feeds.shop.dk/dk/products?limit={{limit}}&offset={{offset}}'
 
-    Without placeholders it is asked once, and its answer is the whole feed. Exit status 1 when the sync would fail.
+    Without placeholders it is asked once, and its answer is the whole feed. A few pages are asked for again, and some
+    behind the end. Exit status 1 when a sync would lose items or break.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=json)
     try:
         importer = Importer(
             url,
@@ -64,98 +72,94 @@ def probe(url: str, token: str | None, limit: int, modified_after: str, pages: i
             retrying=lambda cause, seconds: console.print(
                 f"{cause}; trying again in {seconds:g} s, as Clerk would", soft_wrap=True, markup=False
             ),
+            accept_encoding=_CODINGS[compression],
+            requires_end=False,
         )
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from None
-    console.print(f"Reading {redacted(url)}", soft_wrap=True, markup=False)
-    if not importer.paged:
-        console.print("The URL has no placeholders: the whole feed is asked for at once.")
-    with closing(importer):
-        report = Report(urlsplit(url).path)
-        failure = _read(console, importer, report, pages)
-    _summarise(console, importer, report, complete=failure is None and pages is None)
-    if failure is not None:
-        _explain(console, importer, failure, report)
+    if not json:
+        console.print(f"Reading {redacted(url)}", soft_wrap=True, markup=False)
+    with (
+        closing(importer),
+        Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as progress,
+    ):
+        task = progress.add_task("", total=None)
+
+        def show_step(step: str, walk: Walk) -> None:
+            rate = f", {walk.items:,} items, {walk.items_per_second:,.0f} items/s" if walk.pages else ""
+            progress.update(task, description=step + rate)
+
+        walk = Probe(importer, feed=feed, modified_after=modified_after, most_pages=pages, progress=show_step).run()
+    if json:
+        click.echo(as_json(_report(walk)))
+    else:
+        _print(console, walk)
+    if count_of(walk.findings, "error"):
         raise SystemExit(1)
-    if report.duplicates:
-        shown = ", ".join(map(repr, report.duplicates[:5]))
-        console.print(f"\n{len(report.duplicates)} ids came more than once, such as {shown}.", markup=False)
 
 
-def _read(console: Console, importer: Importer, report: Report, pages: int | None) -> ImportFailedError | None:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    started = time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("asking for the first page …", total=None)
-        try:
-            for page in importer.pages():
-                report.count(page)
-                report.seconds = time.perf_counter() - started
-                progress.update(task, description=_progress(report, page))
-                if pages is not None and report.pages >= pages:
-                    break
-        except ImportFailedError as error:
-            report.seconds = time.perf_counter() - started
-            return error
-    return None
-
-
-def _progress(report: Report, page: Page) -> str:
-    return f"offset {page.offset:,}: {report.items:,} items, {report.items_per_second:,.0f} items/s"
-
-
-def _summarise(console: Console, importer: Importer, report: Report, *, complete: bool) -> None:
-    if not report.pages:
-        return
-    console.print(
-        f"\n  items         {report.items:,}"
-        f"\n  pages         {report.pages:,} of at most {importer.limit:,} items"
-        f"\n  bytes         {report.bytes / 1e6:,.1f} MB"
-        f"\n  time          {report.seconds:,.1f} s, {report.items_per_second:,.0f} items/s"
-        f"\n  first page    {report.first_seconds * 1e3:,.0f} ms"
-        f"\n  slowest page  {report.slowest_seconds * 1e3:,.0f} ms, at offset {report.slowest_offset:,}"
-        f"\n  retries       {report.retries}"
-    )
-    if not complete:
-        return
-    if report.seconds < _HOURLY_SECONDS:
-        pace = "under 10 minutes: Clerk may run it every hour"
-    elif report.seconds < _DAILY_SECONDS:
-        pace = "over 10 minutes: too long for a sync every hour"
-    else:
-        pace = "over 60 minutes: Clerk may run it once a day"
-    console.print(f"\nThe feed was read to its end in {report.seconds:,.1f} s, {pace}.", soft_wrap=True)
-    if not report.items:
-        console.print("It is empty: after a full sync, Clerk would have deleted everything.")
-
-
-def _explain(console: Console, importer: Importer, failure: ImportFailedError, report: Report) -> None:
-    where = f"after {report.items:,} items" if report.pages else "at the first page"
-    console.print(f"\nFailed {where}: {failure}", soft_wrap=True, markup=False)
-    problem = _problem(failure)
-    if problem is not None:
-        lines = [problem.title, problem.detail, problem.fix]
-    elif failure.status is not None and failure.status != 200:
-        meaning = of_status(failure.status)
-        lines = [meaning.cause, meaning.cure]
-    elif failure.status == 200:
-        start = failure.body[:120].decode(errors="replace").strip()
-        lines = [f"The answer begins with: {start}", "Clerk reads NDJSON or a JSON array of objects, nothing else."]
-    else:
-        lines = ["No complete HTTP answer came: check the address, that the server runs, and its certificate."]
-    if failure.status == 401 and not importer.sends_token:
-        lines.append("No token was sent. Give one with --token or CLERK_TOKEN, if you have one; only Clerk makes them.")
-        lines.append(
-            "To try a feed of your own without: token_auth = false and basic in feed.toml, USER:PASS in the URL."
+def _print(console: Console, walk: Walk) -> None:
+    if not walk.paged and walk.pages:
+        console.print("The URL has no {{offset}}: the whole feed was asked for at once.", markup=False)
+    if walk.pages:
+        compressed = f", {size(walk.wire_bytes)} as {walk.coding}" if walk.coding else ""
+        console.print(
+            f"\n  feed          {walk.feed or 'unknown'}"
+            f"\n  items         {walk.items:,}"
+            f"\n  pages         {walk.pages:,} of at most {walk.limit:,} items"
+            f"\n  size          {size(walk.bytes)}{compressed}"
+            f"\n  time          {duration(walk.seconds)}, {walk.items_per_second:,.0f} items/s"
+            f"\n  first page    {duration(walk.first_seconds)}"
+            f"\n  slowest page  {duration(walk.slowest_seconds)}, at offset {walk.slowest_offset:,}"
+            f"\n  retries       {walk.retries}",
+            soft_wrap=True,
         )
-    for line in filter(None, lines):
-        console.print(f"  {line}", soft_wrap=True, markup=False)
+    if walk.findings:
+        console.print()
+        show(console, walk.findings)
+    console.print(f"\n{_verdict(walk)}", soft_wrap=True, markup=False)
 
 
-def _problem(failure: ImportFailedError) -> _Problem | None:
-    if failure.media_type != MEDIA_TYPE:
-        return None
-    try:
-        return msgspec.json.decode(failure.body, type=_Problem)
-    except msgspec.MsgspecError:
-        return None
+def _verdict(walk: Walk) -> str:
+    """The last line: whether a sync would go through."""
+    if count_of(walk.findings, "error"):
+        return f"Verdict: a sync would lose items or break. {counted(walk.findings)}, see above."
+    also = f" {counted(walk.findings)}, see above." if counted(walk.findings) else ""
+    if not walk.complete:
+        return f"Verdict: nothing in the first {walk.pages:,} pages breaks a sync; the rest was not read.{also}"
+    took = f"The feed was read to its end in {duration(walk.seconds)}"
+    if walk.seconds <= HOURLY_SECONDS:
+        took += ", under 10 minutes: Clerk may run it every hour"
+    return f"Verdict: a sync goes through. {took}.{also}"
+
+
+def _report(walk: Walk) -> dict[str, object]:
+    return {
+        "url": redacted(walk.url),
+        "feed": walk.feed,
+        "complete": walk.complete,
+        "paged": walk.paged,
+        "limit": walk.limit,
+        "items": walk.items,
+        "pages": walk.pages,
+        "bytes": walk.bytes,
+        "bytes_received": walk.wire_bytes,
+        "compression": walk.coding or None,
+        "seconds": round(walk.seconds, 6),
+        "items_per_second": round(walk.items_per_second, 1),
+        "first_page_seconds": round(walk.first_seconds, 6),
+        "slowest_page_seconds": round(walk.slowest_seconds, 6),
+        "slowest_page_offset": walk.slowest_offset,
+        "retries": walk.retries,
+        "attributes": msgspec.to_builtins(walk.attributes),
+        "findings": msgspec.to_builtins(walk.findings),
+        "verdict": _verdict(walk),
+        "ok": not count_of(walk.findings, "error"),
+    }

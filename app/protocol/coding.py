@@ -57,6 +57,30 @@ class _Compress(Protocol):
     def __call__(self, chunk: bytes, *, last: bool) -> bytes: ...
 
 
+class CodingError(Exception):
+    """A body is not coded as its header says, or is cut off."""
+
+
+def decoded_body(body: bytes, coding: str) -> bytes:
+    """A whole body, decompressed. `coding` is its Content-Encoding, lower case. Raises CodingError."""
+    if coding in ("", "identity") or not body:
+        return body
+    if coding not in ("gzip", "x-gzip", "zstd"):
+        raise CodingError(f"the answer is coded as {coding[:40]!r}, which nobody asked for")
+    pieces = []
+    try:
+        # Both allow several streams, one behind the other.
+        while body:
+            stream = zstd.ZstdDecompressor() if coding == "zstd" else isal_zlib.decompressobj(wbits=_GZIP_WINDOW)
+            pieces.append(stream.decompress(body))
+            if not stream.eof:
+                raise CodingError(f"the answer's {coding} stream ends before its end")
+            body = stream.unused_data
+    except (isal_zlib.error, zstd.ZstdError, EOFError) as error:  # type: ignore[misc]  # its stub declares no class
+        raise CodingError(f"the answer is not the {coding} that its header says: {error}") from None
+    return b"".join(pieces)
+
+
 def _gzip() -> _Compress:
     stream = isal_zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW)
 
