@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long bench soak check fmt
+.PHONY: demo test test-long bench soak dist size check fmt
 
 demo: $(VENV)/installed-demo
 	@$(BIN)/clerk-feed demo $(if $(EXIT),--exit)
@@ -23,6 +23,15 @@ bench: $(VENV)/installed
 # Walks, changes and faults, MINUTES=15 of them; SEED=… repeats one.
 soak: $(VENV)/installed
 	@$(BIN)/python -m loadtests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+# A wheel and an sdist in dist/. The wheel is built from the sdist, so that one can be built from the other.
+dist: $(VENV)/installed
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist
+
+# What the service and its requirements take on disk, in an empty environment.
+size: $(VENV)/installed
+	@$(BIN)/pytest -s -q -k small tests/test_release.py | grep MB
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -301,14 +301,20 @@ def clerk(hosted: Hosted) -> FakeClerk:
 Serve = Callable[..., Running]
 
 
-def start_service(folder: Path, config: str, *, environment: Mapping[str, str] | None = None) -> Running:
-    """Start `clerk-feed serve` on a feed.toml and wait until it answers."""
+def start_service(
+    folder: Path,
+    config: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = (sys.executable, "-m", "app"),
+) -> Running:
+    """Start `clerk-feed serve` on a feed.toml and wait until it answers. `program` is another clerk-feed than ours."""
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / "feed.toml", folder / "serve.log"
     path.write_text(config)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--config", str(path)],
+            [*program, "serve", "--config", str(path)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1", **(environment or {})},
