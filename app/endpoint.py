@@ -7,7 +7,7 @@ raised on the way.
 import asyncio
 import re
 import time
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from hashlib import blake2b
 from typing import cast
 from urllib.parse import quote
@@ -56,13 +56,15 @@ class FeedEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
+        tally = Tally()
         async with self._gate.admitted(request) as store:
-            response = await self._feed(request, store)
+            tally.gate = tally.seconds()
+            response = await self._feed(request, store, tally)
             await response(scope, receive, send)
 
-    async def _feed(self, request: Request, store: Store) -> FeedResponse:
+    async def _feed(self, request: Request, store: Store, tally: Tally) -> FeedResponse:
         if request.path_params["feed"] == SINGLE_FILE:
-            return await self._single_file(request, store)
+            return await self._single_file(request, store, tally)
         feed, suffix = _named(request.path_params["feed"])
         wanted = protocol.parse(
             request.scope["query_string"].decode("latin-1"),
@@ -72,21 +74,21 @@ class FeedEndpoint:
             unit=store.modified_after_unit,
         )
         source = await self._catalog.sources.of(store, feed)
-        answer = Answer(store, source, wanted, self._catalog, self._emit, _caller(request))
+        answer = Answer(store, source, wanted, self._catalog, self._emit, tally, _caller(request))
         answer.writes = request.method != "HEAD"
         return await self._respond(request, answer)
 
-    async def _single_file(self, request: Request, store: Store) -> FeedResponse:
+    async def _single_file(self, request: Request, store: Store, tally: Tally) -> FeedResponse:
         """Every feed the store has in one JSON object, as Clerk's older importer reads it."""
         protocol.require_no_parameters(request.scope["query_string"].decode("latin-1"))
         wanted = FeedRequest(format="json")
         answers = [
-            Answer(store, source, wanted, self._catalog, self._emit, _caller(request))
+            Answer(store, source, wanted, self._catalog, self._emit, Tally(), _caller(request))
             for source in await self._catalog.sources.all_of(store)
         ]
         for answer in answers:
             answer.writes = request.method != "HEAD"
-        return await self._respond(request, SingleFile(store, answers, created=int(time.time())))
+        return await self._respond(request, SingleFile(store, answers, tally, created=int(time.time())))
 
     async def _respond(self, request: Request, answer: "Answer | SingleFile") -> FeedResponse:
         coding = coding_of(request.headers.get("accept-encoding", ""))
@@ -96,7 +98,7 @@ class FeedEndpoint:
             self._emit(answer.record(request.method, address_of(request)))
 
         def cut_off(cause: str) -> None:
-            self._emit(CutOff(store=answer.store.name, feed=answer.name, bytes=answer.tally.bytes, cause=cause))
+            self._emit(answer.cut_off(request.method, address_of(request), cause))
 
         return await FeedResponse.begin(
             chunks,
@@ -114,7 +116,14 @@ class Answer:
     """One answer in the making: where it starts, what it holds, and the bookmark it leaves behind."""
 
     def __init__(
-        self, store: Store, source: Source, wanted: FeedRequest, catalog: Catalog, emit: Emit, caller: str = ""
+        self,
+        store: Store,
+        source: Source,
+        wanted: FeedRequest,
+        catalog: Catalog,
+        emit: Emit,
+        tally: Tally | None = None,
+        caller: str = "",
     ) -> None:
         self.store = store
         self._source = source
@@ -124,18 +133,22 @@ class Answer:
         self._caller = caller
         self._since = self._changed_since()
         self._next: str | None = None
+        self._mark = 0.0
         self.writes = True
-        self.tally = Tally()
+        self.tally = tally or Tally()
 
     async def chunks(self) -> Chunks:
         """The answer's bytes. A page's bookmark is durable before its last chunk leaves here."""
         limit, framing = self._wanted.limit, FRAMING[self._wanted.format]
+        self._mark = time.perf_counter()
         if (body := await self._small_page()) is not None:
             yield framing.opening + body + framing.closing
             return
         span, start, of_walk = await self._start()
+        self.tally.bookmark += self._lap()
         if span is None:
             await self._turn(start, None, of_walk=of_walk)
+            self.tally.bookmark += self._lap()
             yield framing.opening + framing.closing
             return
         pieces, size, pending = [framing.opening], 0, 0
@@ -145,9 +158,11 @@ class Answer:
             aclosing(self._catalog.reader.batches(self.store, self._source, span, limit)) as batches,
         ):
             async for batch in batches:
+                self.tally.database += self._lap()
                 if size >= CHUNK_BYTES or (limit is None and pending >= BATCH_ROWS):
                     yield b"".join(pieces)
                     pieces, size, pending = [], 0, 0
+                    self._lap()  # the client's own time
                 self._source = batch.source
                 self.tally.invalid += len(batch.invalid)
                 if not batch.items:
@@ -165,9 +180,17 @@ class Answer:
                 pieces.append(body)
                 size += len(body)
                 pending += len(batch.items)
+                self.tally.encode += self._lap()
             await (turning or self._turn(start, None, of_walk=of_walk))
+            self.tally.bookmark += self._lap()
         pieces.append(framing.closing)
         yield b"".join(filter(None, pieces))
+
+    def _lap(self) -> float:
+        """Seconds since the last one."""
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        return seconds
 
     async def _small_page(self) -> bytes | None:
         """The inside of a page that one statement could find, read and turn; None for the common way."""
@@ -179,11 +202,13 @@ class Answer:
         found = await self._catalog.small_pages.read(source, offset=wanted.offset, limit=wanted.limit)
         if found is None:
             return None
+        self.tally.database += self._lap()
         rows, self.tally.walk = found
         items = source.encoder.items(rows).valid
         self.tally.items = len(items)
         body = source.encoder.encode(items, wanted.format)
         self._catalog.reader.seen(source, len(items), len(body))
+        self.tally.encode += self._lap()
         return body
 
     async def _start(self) -> tuple[Span | None, Bookmark | None, bool]:
@@ -224,15 +249,30 @@ class Answer:
             page = Page(offset, wanted.limit or 0, tally.items, tally.invalid, reached, final_items, self._caller)
             await self._record(start, page, incremental=incremental)
         if reached is None and not again and self.writes:
-            self._emit(
-                WalkEnded(
-                    store=self.store.name,
-                    feed=self._source.feed,
-                    walk=tally.walk,
-                    incremental=incremental,
-                    items=items,
-                )
+            await self._ended(items, incremental=incremental)
+
+    async def _ended(self, items: int, *, incremental: bool) -> None:
+        """Tell of a walk that came to its end. What it came to is asked of its row: other processes had pages too."""
+        row = None
+        if self.tally.walk is not None:
+            with suppress(Refusal):  # the page itself is made, and needs no more of the database
+                row = await self._catalog.bookmarks.walk(self.tally.walk)
+        if row is None:
+            return
+        self._emit(
+            WalkEnded(
+                store=self.store.name,
+                feed=self.feed,
+                walk=self.tally.walk,
+                incremental=incremental,
+                whole=row.whole,
+                items=items,
+                sent=row.items,
+                invalid=row.invalid,
+                pages=row.pages,
+                seconds=self.tally.seconds() if row.whole else row.seconds,
             )
+        )
 
     async def _record(self, start: Bookmark | None, page: Page, *, incremental: bool) -> None:
         source = self._source
@@ -271,13 +311,14 @@ class Answer:
 
     def headers(self, path: str, coding: Coding | None) -> list[tuple[bytes, bytes]]:
         """The headers of the answer, but for its length."""
-        headers = _headers(self._wanted.format, coding)
+        headers = _headers(self._wanted.format, coding, self.tally)
         if self._next is not None:
             target = f"{quote(path)}?limit={self._wanted.limit}&after={quote(self._next, safe='')}"
             headers.append((b"link", f'<{target}>; rel="next"'.encode()))
         return headers
 
     def record(self, method: str, address: str) -> FeedServed:
+        tally = self.tally
         return FeedServed(
             store=self.store.name,
             feed=self._source.feed,
@@ -286,11 +327,29 @@ class Answer:
             limit=self._wanted.limit,
             offset=self._wanted.offset,
             incremental=self._since is not None,
-            walk=self.tally.walk,
+            walk=tally.walk,
+            items=tally.items,
+            invalid=tally.invalid,
+            bytes=tally.bytes,
+            seconds=tally.seconds(),
+            gate=tally.gate,
+            bookmark=tally.bookmark,
+            database=tally.database,
+            encode=tally.encode,
+        )
+
+    def cut_off(self, method: str, address: str, cause: str) -> CutOff:
+        return CutOff(
+            store=self.store.name,
+            feed=self.feed,
+            method=method,
+            address=address,
+            limit=self._wanted.limit,
+            offset=self._wanted.offset,
             items=self.tally.items,
-            invalid=self.tally.invalid,
             bytes=self.tally.bytes,
             seconds=self.tally.seconds(),
+            cause=cause,
         )
 
 
@@ -302,9 +361,9 @@ class SingleFile:
 
     name = SINGLE_FILE
 
-    def __init__(self, store: Store, answers: list[Answer], created: int) -> None:
+    def __init__(self, store: Store, answers: list[Answer], tally: Tally, created: int) -> None:
         self.store = store
-        self.tally = Tally()
+        self.tally = tally
         self._answers = answers
         self._created = created
 
@@ -325,9 +384,11 @@ class SingleFile:
         yield b"".join(pieces)
 
     def headers(self, path: str, coding: Coding | None) -> list[tuple[bytes, bytes]]:
-        return _headers("json", coding)
+        self._add_up()
+        return _headers("json", coding, self.tally)
 
     def record(self, method: str, address: str) -> FeedServed:
+        tally = self._add_up()
         return FeedServed(
             store=self.store.name,
             feed=self.name,
@@ -337,21 +398,47 @@ class SingleFile:
             offset=None,
             incremental=False,
             walk=None,
-            items=sum(answer.tally.items for answer in self._answers),
-            invalid=sum(answer.tally.invalid for answer in self._answers),
-            bytes=self.tally.bytes,
-            seconds=self.tally.seconds(),
+            items=tally.items,
+            invalid=tally.invalid,
+            bytes=tally.bytes,
+            seconds=tally.seconds(),
+            gate=tally.gate,
+            bookmark=tally.bookmark,
+            database=tally.database,
+            encode=tally.encode,
         )
+
+    def cut_off(self, method: str, address: str, cause: str) -> CutOff:
+        tally = self._add_up()
+        return CutOff(
+            store=self.store.name,
+            feed=self.name,
+            method=method,
+            address=address,
+            limit=None,
+            offset=None,
+            items=tally.items,
+            bytes=tally.bytes,
+            seconds=tally.seconds(),
+            cause=cause,
+        )
+
+    def _add_up(self) -> Tally:
+        for name in ("items", "invalid", "bookmark", "database", "encode"):
+            setattr(self.tally, name, sum(getattr(answer.tally, name) for answer in self._answers))
+        return self.tally
 
 
 _PIECE_BYTES = 1_000_000
 
 
-def _headers(format: Format, coding: Coding | None) -> list[tuple[bytes, bytes]]:
+def _headers(format: Format, coding: Coding | None, tally: Tally) -> list[tuple[bytes, bytes]]:
     """The headers of every answer."""
     # A cache-everything rule on the way would hand customers to anyone.
     headers = [(b"content-type", MEDIA_TYPES[format]), (b"cache-control", b"no-store")]
     headers.append((b"vary", b"accept, accept-encoding"))
+    # Of a stream it is what was known when it began.
+    headers.append((b"server-timing", tally.timing().encode()))
     if coding is not None:
         headers.append((b"content-encoding", coding.encode()))
     return headers

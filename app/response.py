@@ -23,9 +23,13 @@ class CutOffError(Exception):
 
 
 class Tally(msgspec.Struct):
-    """What an answer came to, for the record."""
+    """What an answer came to, for the record. Times are in seconds."""
 
     started: float = msgspec.field(default_factory=time.perf_counter)
+    gate: float = 0.0
+    bookmark: float = 0.0
+    database: float = 0.0
+    encode: float = 0.0
     items: int = 0
     invalid: int = 0
     bytes: int = 0
@@ -33,6 +37,13 @@ class Tally(msgspec.Struct):
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
+
+    def timing(self) -> str:
+        """Where the time went until now, as a Server-Timing header says it: in milliseconds."""
+        return (
+            f"gate;dur={self.gate * 1e3:.2f}, bookmark;dur={self.bookmark * 1e3:.2f},"
+            f" database;dur={self.database * 1e3:.2f}, encode;dur={self.encode * 1e3:.2f}"
+        )
 
 
 class FeedResponse:

@@ -2,7 +2,7 @@
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager, suppress
 
 import asyncpg
@@ -26,10 +26,11 @@ from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.clerk.api import ClerkApi
 from app.endpoint import Catalog, FeedEndpoint
-from app.protocol.feeds import FEEDS, FeedName
+from app.protocol.feeds import FEEDS, SINGLE_FILE, FeedName
 from app.protocol.problems import BODY_UNEXPECTED, INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
 from app.response import CutOffError
 from app.settings import Settings
+from app.status import requests
 from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Failed, Refused
 from app.status.pages import Pages
 
@@ -97,23 +98,28 @@ def create_app(
     )
     endpoint = FeedEndpoint(gate, catalog, settings.server.send_timeout.seconds, emit)
     pages = Pages(_readiness(settings, sources))
-    return _application([*pages.routes(), Route("/{store}/{feed}", endpoint, methods=["GET"])], emit)
+    feeds = Route("/{store}/{feed}", endpoint, methods=["GET"])
+    return _application([*pages.routes(), feeds], settings.stores, emit)
 
 
 def create_admin(settings: Settings, sources: Sources, emit: Emit) -> ASGIApp:
     """The application for operators, on its own address."""
-    return _application([*Pages(_readiness(settings, sources)).routes()], emit)
+    return _application([*Pages(_readiness(settings, sources)).routes()], settings.stores, emit)
 
 
-def _application(routes: list[Route], emit: Emit) -> ASGIApp:
+def _application(routes: list[Route], stores: Container[str], emit: Emit) -> ASGIApp:
     """Routes without Starlette's own error pages: every error is a problem of ours."""
-    return _Outermost(Router(routes, redirect_slashes=False), emit)
+    return _Outermost(Router(routes, redirect_slashes=False), stores, emit)
 
 
-def problem_response(request: Request, refusal: Refusal, emit: Emit) -> Response:
+def problem_response(request: Request, refusal: Refusal, stores: Container[str], emit: Emit) -> Response:
     """The answer to a refusal, as RFC 9457 has it, and its event."""
+    store, feed = _place(request, stores)
     emit(
         Refused(
+            store=store,
+            feed=feed,
+            method=request.method,
             path=request.scope["path"][:200],
             address=address_of(request),
             status=refusal.problem.status,
@@ -125,11 +131,20 @@ def problem_response(request: Request, refusal: Refusal, emit: Emit) -> Response
     return Response(orjson.dumps(refusal.body()), refusal.problem.status, headers, media_type=MEDIA_TYPE)
 
 
-class _Outermost:
-    """Answers whatever is raised inside with a problem, and refuses HTTP/2 before any route sees it."""
+def _place(request: Request, stores: Container[str]) -> tuple[str, str]:
+    """The store and the feed a path names, each empty where there is none: a path may say anything."""
+    named = request.scope.get("path_params", {})
+    store, feed = named.get("store", ""), named.get("feed", "")
+    feed = feed if feed == SINGLE_FILE else feed.partition(".")[0]
+    return store if store in stores else "", feed if feed in FEEDS or feed == SINGLE_FILE else ""
 
-    def __init__(self, app: ASGIApp, emit: Emit) -> None:
+
+class _Outermost:
+    """Gives a request its id, answers whatever is raised inside with a problem, and refuses HTTP/2 before any route."""
+
+    def __init__(self, app: ASGIApp, stores: Container[str], emit: Emit) -> None:
         self._app = app
+        self._stores = stores
         self._emit = emit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,15 +152,17 @@ class _Outermost:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
+        id = (requests.HEADER, requests.begin(request.headers.get("cf-ray")).encode())
         scope["app"] = self  # Starlette's routes raise their 404 and 405 only inside an application
         begun = False
         drain: asyncio.Task[None] | None = None
 
         async def watched(message: Message) -> None:
             nonlocal begun
-            begun = True
-            if scope["scheme"] == "https" and message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), _HSTS]
+            if not begun:
+                begun = True
+                ours = (id, _HSTS) if scope["scheme"] == "https" else (id,)
+                message["headers"] = [*message.get("headers", ()), *ours]
             await send(message)
 
         try:
@@ -161,7 +178,7 @@ class _Outermost:
             if begun:
                 self._emit(_failed(request, error))
                 raise
-            answer = problem_response(request, self._refusal(request, error), self._emit)
+            answer = problem_response(request, self._refusal(request, error), self._stores, self._emit)
             await answer(scope, receive, watched)
         finally:
             if drain:

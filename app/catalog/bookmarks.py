@@ -52,6 +52,16 @@ class Page(msgspec.Struct, frozen=True):
     caller: str = ""
 
 
+class Walk(msgspec.Struct, frozen=True):
+    """What a walk has come to. `items` counts those sent twice too."""
+
+    whole: bool
+    pages: int
+    items: int
+    invalid: int
+    seconds: float
+
+
 class Bookmarks:
     """Finds and writes bookmarks in `clerk_feed`, durably, and waits for a database that is away."""
 
@@ -153,6 +163,14 @@ class Bookmarks:
             )
         )
         return walk
+
+    async def walk(self, id: int) -> Walk | None:
+        """What a walk has come to; None where there is none of this number. Raises Refusal, and waits for nothing."""
+        try:
+            row = await self._pool.patiently(lambda connection: connection.fetchrow(_WALK, id), Patience(0))
+        except asyncpg.PostgresError as error:
+            raise state_unavailable(error, self._emit) from error
+        return None if row is None else Walk(*row)
 
     async def sweep(self) -> int:
         """Delete what is older than a day; how many bookmarks that were."""
@@ -266,6 +284,12 @@ _ENDED_AT_ONCE = """
 insert into clerk_feed.walk (store, feed, incremental, whole, pages, items, invalid, ended, final_items, caller)
 values ($1, $2, $3, $4, 1, $5, $6, 'finished', $7, $8)
 returning id
+"""
+
+_WALK = """
+select whole, pages, items, invalid, extract(epoch from last_page - started)::float8
+from clerk_feed.walk
+where id = $1
 """
 
 _SWEEP = f"""

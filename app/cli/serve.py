@@ -19,7 +19,7 @@ from app.protocol.problems import FEED_MISSING, Refusal
 from app.service import Service, StartError, described, open_service
 from app.settings import DEFAULT_PATH, Server, Settings, SettingsError, is_loopback, load, replace, split_address
 from app.status.events import Events, Started, Stopping
-from app.status.log import Log
+from app.status.log import ForeignLines, Log
 
 
 @click.command()
@@ -89,6 +89,7 @@ async def _serve(settings: Settings, dsn: str) -> None:
     # asyncpg tells of every connection it can't restore, with a traceback; our events say it once.
     logging.getLogger("asyncpg").propagate = False
     logging.getLogger("asyncpg").addHandler(logging.NullHandler())
+    logging.getLogger().addHandler(ForeignLines(emit))
     try:
         async with AsyncExitStack() as stack:
             opening = asyncio.create_task(stack.enter_async_context(open_service(settings, dsn, emit)))

@@ -1,16 +1,19 @@
 """Everything worth knowing at run time, each as one typed event.
 
-A call site says once what happened; log lines now, metrics and the status page later, are readers of it. No event
-holds a token, a password or a key of Clerk's.
+A call site says once what happened; the log, the metrics and the record for the status page read it. No event holds
+a token, a password or a key of Clerk's.
 """
 
 from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import msgspec
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened."""
+
+    level: ClassVar[Literal["info", "warning", "error"]] = "info"
 
 
 class Started(Event, frozen=True):
@@ -23,6 +26,8 @@ class Started(Event, frozen=True):
 
 class DatabaseAwaited(Event, frozen=True):
     """The database did not answer at the start; it is asked again for up to this long."""
+
+    level = "warning"
 
     cause: str
     seconds: float
@@ -49,20 +54,32 @@ class FeedServed(Event, frozen=True):
     invalid: int
     bytes: int
     seconds: float
+    gate: float = 0.0
+    """Seconds until the request was let in; those below are for the bookmark, rows, and bytes."""
+    bookmark: float = 0.0
+    database: float = 0.0
+    encode: float = 0.0
 
 
 class WalkEnded(Event, frozen=True):
-    """An importer read a feed to its end; `items` counts by offset, as the importer does."""
+    """An importer read a feed to its end; `items` counts by offset, as the importer does, `sent` repeated ones too."""
 
     store: str
     feed: str
     walk: int | None
     incremental: bool
+    whole: bool
     items: int
+    sent: int
+    invalid: int
+    pages: int
+    seconds: float
 
 
 class WalkHeldBack(Event, frozen=True):
     """A full walk was not let end, because it has far fewer items than the last one that finished."""
+
+    level = "error"
 
     store: str
     feed: str
@@ -74,14 +91,24 @@ class WalkHeldBack(Event, frozen=True):
 class CutOff(Event, frozen=True):
     """An answer ended before its end, visibly for the client: it left, would not read, or the database failed."""
 
+    level = "warning"
+
     store: str
     feed: str
+    method: str
+    address: str
+    limit: int | None
+    offset: int | None
+    items: int
     bytes: int
+    seconds: float
     cause: str
 
 
 class ItemsInvalid(Event, frozen=True):
     """Items were left out because they lack required attributes."""
+
+    level = "warning"
 
     store: str
     feed: str
@@ -91,6 +118,8 @@ class ItemsInvalid(Event, frozen=True):
 class Resumed(Event, frozen=True):
     """The database went away while reading; reading goes on after the last key."""
 
+    level = "warning"
+
     store: str
     feed: str
     cause: str
@@ -99,6 +128,8 @@ class Resumed(Event, frozen=True):
 
 class SourceFailed(Event, frozen=True):
     """PostgreSQL refused a statement on a source."""
+
+    level = "error"
 
     store: str
     feed: str
@@ -110,12 +141,16 @@ class SourceFailed(Event, frozen=True):
 class StateFailed(Event, frozen=True):
     """PostgreSQL refused a statement on our own schema `clerk_feed`."""
 
+    level = "error"
+
     sqlstate: str | None
     message: str
 
 
 class SourceChanged(Event, frozen=True):
     """A relation was replaced while it was served; it has been described anew."""
+
+    level = "warning"
 
     store: str
     feed: str
@@ -125,6 +160,8 @@ class SourceChanged(Event, frozen=True):
 class OffsetUnknown(Event, frozen=True):
     """A page at an offset no walk has reached: answered by counting rows, and part of no walk."""
 
+    level = "warning"
+
     store: str
     feed: str
     offset: int
@@ -133,12 +170,16 @@ class OffsetUnknown(Event, frozen=True):
 class NoModifiedAt(Event, frozen=True):
     """modified_after was asked of a source without modified_at: everything is served."""
 
+    level = "warning"
+
     store: str
     feed: str
 
 
 class PoolExhausted(Event, frozen=True):
     """No database connection became free in time."""
+
+    level = "warning"
 
     waited: float
     size: int
@@ -147,6 +188,12 @@ class PoolExhausted(Event, frozen=True):
 class Refused(Event, frozen=True):
     """A request was answered with a problem."""
 
+    level = "warning"
+
+    store: str
+    """Empty where the path names no store that is configured; so is `feed`."""
+    feed: str
+    method: str
     path: str
     address: str
     status: int
@@ -156,6 +203,8 @@ class Refused(Event, frozen=True):
 
 class ClerkUnreachable(Event, frozen=True):
     """Clerk could not be asked whether a token is good."""
+
+    level = "warning"
 
     store: str
     cause: str
@@ -175,6 +224,8 @@ class TokenVerified(Event, frozen=True):
 class Failed(Event, frozen=True):
     """A defect of ours: an exception nobody expected."""
 
+    level = "error"
+
     path: str
     error: str
     traceback: str
@@ -182,6 +233,23 @@ class Failed(Event, frozen=True):
 
 class BookmarksSwept(Event, frozen=True):
     """Bookmarks older than a day were deleted."""
+
+    count: int
+
+
+class Logged(Event, frozen=True):
+    """A library had something to say."""
+
+    level = "warning"
+
+    logger: str
+    message: str
+
+
+class LinesDropped(Event, frozen=True):
+    """Lines of the log found no place, because nobody read it fast enough."""
+
+    level = "warning"
 
     count: int
 

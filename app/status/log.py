@@ -1,75 +1,178 @@
 """Log lines from events: for people on a terminal, JSON otherwise."""
 
-import queue
+import json
+import logging
+import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 import msgspec
 import orjson
+import structlog
+from structlog.dev import BRIGHT, CYAN, DIM, RED, RESET_ALL, YELLOW, Column, ConsoleRenderer, KeyValueColumnFormatter
 
-from app.status import events
+from app.status import events, requests
 from app.status.events import Event
 
 _LINES_WAITING = 10_000
+_LINES_AT_ONCE = 500
+_PAUSE_SECONDS = 0.02
+"""What happens in so short a time is written at once: waking a thread costs more than rendering a line."""
+
+_Fields = MutableMapping[str, Any]
 
 
 class Log:
     """Writes one line an event to a stream, standard error unless given.
 
-    From a thread: a pipe that nobody reads must not stop the service. What finds no place is dropped and counted.
+    From a thread, which renders too: the event loop must never wait for a pipe that nobody reads. What finds no place
+    is dropped and counted.
     """
 
     def __init__(self, stream: TextIO | None = None, *, human: bool | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._human = self._stream.isatty() if human is None else human
-        self._waiting: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)
+        human = self._stream.isatty() if human is None else human
+        colors = self._stream.isatty() and "NO_COLOR" not in os.environ
+        renderer = _console(colors=colors) if human else _JSON
+        self._lines = _Lines()
+        self._logger = structlog.wrap_logger(
+            self._lines,
+            processors=[_sentence if human else _fields, renderer],
+            wrapper_class=structlog.BoundLogger,
+            context_class=dict,
+            cache_logger_on_first_use=False,
+        ).bind()
+        self._waiting: deque[tuple[float, str | None, Event]] = deque()
         self._dropped = 0
+        self._awake = threading.Event()
+        self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write, name="log", daemon=True)
         self._writer.start()
 
     def __call__(self, event: Event) -> None:
-        line = self._line(event) if self._human else _json(event)
-        try:
-            self._waiting.put_nowait(line)
-        except queue.Full:
+        if len(self._waiting) >= _LINES_WAITING:
             self._dropped += 1
+            return
+        self._waiting.append((time.time(), requests.current(), event))
+        if not self._awake.is_set():
+            self._awake.set()
 
     def close(self) -> None:
         """Write what waits, for a second at most: who does not read now will not."""
-        with suppress(queue.Full):
-            self._waiting.put_nowait(None)
+        self._closing.set()
+        self._awake.set()
         self._writer.join(1)
 
     def _write(self) -> None:
-        while (line := self._waiting.get()) is not None:
+        while not self._closing.is_set() or self._waiting:
+            self._awake.wait()
+            self._closing.wait(_PAUSE_SECONDS)
+            self._awake.clear()
+            while self._waiting:
+                self._write_some()
+
+    def _write_some(self) -> None:
+        for _ in range(min(len(self._waiting), _LINES_AT_ONCE)):
+            self._render(*self._waiting.popleft())
+        if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            if dropped:
-                line = f"{line}\n{self._line_of_dropped(dropped)}"
-            with suppress(OSError, ValueError):
-                self._stream.write(line + "\n")
-                self._stream.flush()
+            self._render(time.time(), None, events.LinesDropped(count=dropped))
+        with suppress(OSError, ValueError):
+            self._stream.write(self._lines.take())
+            self._stream.flush()
 
-    def _line_of_dropped(self, count: int) -> str:
-        if self._human:
-            return f"({count} lines were dropped: nobody reads this log fast enough)"
-        return orjson.dumps({"time": datetime.now(UTC), "event": "LinesDropped", "count": count}).decode()
-
-    def _line(self, event: Event) -> str:
-        now = datetime.now(UTC).strftime("%H:%M:%S")
-        render = _RENDERED.get(type(event))
-        return f"{now}  {render(event) if render else _plain(event)}"
+    def _render(self, moment: float, request: str | None, event: Event) -> None:
+        getattr(self._logger, event.level)(type(event).__name__, it=event, moment=moment, request=request)
 
 
-def _json(event: Event) -> str:
-    fields = {"time": datetime.now(UTC), "event": type(event).__name__, **msgspec.structs.asdict(event)}
+class _Lines:
+    """What structlog writes into: the lines of one writing."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def msg(self, line: str) -> None:
+        self._lines.append(line)
+
+    info = warning = error = msg
+
+    def take(self) -> str:
+        lines, self._lines = self._lines, []
+        return "".join(f"{line}\n" for line in lines)
+
+
+class ForeignLines(logging.Handler):
+    """Hands the lines of libraries that use Python's own logging to our events."""
+
+    def __init__(self, emit: events.Emit) -> None:
+        super().__init__(logging.WARNING)
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(Exception):  # a line that can't be put together is not worth more
+            self._emit(events.Logged(logger=record.name, message=self.format(record)[:4000]))
+
+
+def _fields(logger: object, level: str, fields: _Fields) -> _Fields:
+    """A line for machines: the event's fields, all of them."""
+    event: Event = fields["it"]
+    line = {"time": datetime.fromtimestamp(fields["moment"], UTC), "level": level, "event": fields["event"]}
+    if fields["request"] is not None:
+        line["request"] = fields["request"]
+    line |= msgspec.structs.asdict(event)
     if isinstance(event, events.ItemsInvalid):
-        fields["items"] = [{"id": id, "missing": list(missing)} for id, missing in event.items]
-    # default=str: a log line must not fail over a value nobody expected.
-    return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        line["items"] = [{"id": id, "missing": list(missing)} for id, missing in event.items]
+    return line
+
+
+def _dumped(fields: _Fields, **_: object) -> str:
+    # A log line must not fail over a value nobody expected: default=str takes most, but not 2**70 or half a surrogate.
+    try:
+        return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        return json.dumps(fields, default=str)
+
+
+_JSON = structlog.processors.JSONRenderer(serializer=_dumped)
+
+
+def _sentence(logger: object, level: str, fields: _Fields) -> _Fields:
+    """A line for people: when, what happened in a sentence, and the request it belongs to."""
+    event: Event = fields["it"]
+    render = _RENDERED.get(type(event))
+    moment = datetime.fromtimestamp(fields["moment"], UTC).astimezone()
+    line: _Fields = {
+        "time": moment.strftime("%H:%M:%S"),
+        level: render(event) if render else _plain(event),
+    }
+    if fields["request"] is not None:
+        line["request"] = fields["request"]
+    return line
+
+
+def _console(*, colors: bool) -> ConsoleRenderer:
+    """One column a level, so that the sentence itself has the level's colour."""
+
+    def column(style: str) -> KeyValueColumnFormatter:
+        used, reset = (style, RESET_ALL) if colors else ("", "")
+        return KeyValueColumnFormatter(key_style=None, value_style=used, reset_style=reset, value_repr=str)
+
+    return ConsoleRenderer(
+        columns=[
+            Column("time", column(DIM)),
+            Column("info", column("")),
+            Column("warning", column(YELLOW)),
+            Column("error", column(RED + BRIGHT)),
+            Column("request", column(DIM + CYAN)),
+            Column("", column("")),
+        ]
+    )
 
 
 def _plain(event: Event) -> str:
@@ -84,6 +187,19 @@ def _served(event: events.FeedServed) -> str:
     return (
         f"{event.method} {event.store}/{event.feed} {page}{delta}: {event.items} items{left_out},"
         f" {event.bytes / 1e6:.2f} MB in {event.seconds * 1e3:.0f} ms"
+        f" (gate {event.gate * 1e3:.0f}, bookmark {event.bookmark * 1e3:.0f}, database {event.database * 1e3:.0f},"
+        f" encode {event.encode * 1e3:.0f})"
+    )
+
+
+def _ended(event: events.WalkEnded) -> str:
+    walk = "whole feed" if event.whole else f"walk {event.walk} of {event.pages} pages"
+    delta = ", changes only" if event.incremental else ""
+    left_out = f", {event.invalid} left out" if event.invalid else ""
+    repeated = f" ({event.sent - event.items} sent again)" if event.sent > event.items else ""
+    return (
+        f"{event.store}/{event.feed}: {walk}{delta} ended with {event.items} items{repeated}{left_out}"
+        f" after {event.seconds:.1f} s"
     )
 
 
@@ -113,18 +229,20 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
     ),
     events.Resumed: lambda e: f"{e.store}/{e.feed}: the database went away ({e.cause}); reading goes on",
     events.PoolExhausted: lambda e: f"All {e.size} database connections were in use for {e.waited:g} s",
-    events.WalkEnded: lambda e: f"{e.store}/{e.feed}: walk {e.walk} ended with {e.items} items",
+    events.WalkEnded: _ended,
     events.WalkHeldBack: lambda e: (
         f"{e.store}/{e.feed}: walk {e.walk} held back: {e.items} items, {e.last} the last time;"
         f" if that is right: clerk-feed accept-shrink --store {e.store} --feed {e.feed}"
     ),
     events.CutOff: lambda e: f"{e.store}/{e.feed}: cut off after {e.bytes / 1e6:.2f} MB: {e.cause}",
-    events.Refused: lambda e: f"{e.status} {e.path} from {e.address}: {e.detail}",
+    events.Refused: lambda e: f"{e.status} {e.method} {e.path} from {e.address}: {e.detail}",
     events.NoModifiedAt: lambda e: (
         f"{e.store}/{e.feed}: modified_after was asked, but the source has no modified_at: everything is served"
     ),
     events.OffsetUnknown: lambda e: (
         f"{e.store}/{e.feed}: offset {e.offset} belongs to no walk; answered by counting rows"
     ),
+    events.Logged: lambda e: f"{e.logger}: {e.message}",
+    events.LinesDropped: lambda e: f"({e.count} lines were dropped: nobody reads this log fast enough)",
     events.Failed: lambda e: f"defect at {e.path}: {e.error}\n{e.traceback}",
 }
