@@ -33,6 +33,7 @@ from app.protocol.wire import FRAMING, MEDIA_TYPES
 from app.response import Chunks, FeedResponse, Tally
 from app.settings import Store
 from app.status.events import CutOff, Emit, FeedServed, NoModifiedAt, OffsetUnknown, WalkEnded
+from app.status.record import Stream
 
 
 class Catalog(msgspec.Struct, frozen=True):
@@ -53,44 +54,52 @@ class FeedEndpoint:
         self._catalog = catalog
         self._send_seconds = send_seconds
         self._emit = emit
+        self._wholes: set[Answer | SingleFile] = set()
+
+    def streams(self) -> tuple[Stream, ...]:
+        """The whole feeds on their way now."""
+        return tuple(answer.stream() for answer in self._wholes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         tally = Tally()
         async with self._gate.admitted(request) as store:
             tally.gate = tally.seconds()
-            response = await self._feed(request, store, tally)
-            await response(scope, receive, send)
+            answer = await self._answer(request, store, tally)
+            if answer.is_whole:
+                self._wholes.add(answer)
+            try:
+                response = await self._response(request, answer)
+                await response(scope, receive, send)
+            finally:
+                self._wholes.discard(answer)
 
-    async def _feed(self, request: Request, store: Store, tally: Tally) -> FeedResponse:
+    async def _answer(self, request: Request, store: Store, tally: Tally) -> "Answer | SingleFile":
+        query = request.scope["query_string"].decode("latin-1")
+        writes = request.method != "HEAD"
+        caller = _caller(request)
         if request.path_params["feed"] == SINGLE_FILE:
-            return await self._single_file(request, store, tally)
+            protocol.require_no_parameters(query)
+            sources = await self._catalog.sources.all_of(store)
+            wanted = FeedRequest(format="json")
+            answers = [Answer(store, source, wanted, self._catalog, self._emit, Tally(), caller) for source in sources]
+            for answer in answers:
+                answer.writes = writes
+            return SingleFile(store, answers, tally, created=int(time.time()))
         feed, suffix = _named(request.path_params["feed"])
         wanted = protocol.parse(
-            request.scope["query_string"].decode("latin-1"),
+            query,
             suffix=suffix,
             accept=request.headers.get("accept", ""),
             now=time.time(),
             unit=store.modified_after_unit,
         )
         source = await self._catalog.sources.of(store, feed)
-        answer = Answer(store, source, wanted, self._catalog, self._emit, tally, _caller(request))
-        answer.writes = request.method != "HEAD"
-        return await self._respond(request, answer)
+        answer = Answer(store, source, wanted, self._catalog, self._emit, tally, caller)
+        answer.writes = writes
+        return answer
 
-    async def _single_file(self, request: Request, store: Store, tally: Tally) -> FeedResponse:
-        """Every feed the store has in one JSON object, as Clerk's older importer reads it."""
-        protocol.require_no_parameters(request.scope["query_string"].decode("latin-1"))
-        wanted = FeedRequest(format="json")
-        answers = [
-            Answer(store, source, wanted, self._catalog, self._emit, Tally(), _caller(request))
-            for source in await self._catalog.sources.all_of(store)
-        ]
-        for answer in answers:
-            answer.writes = request.method != "HEAD"
-        return await self._respond(request, SingleFile(store, answers, tally, created=int(time.time())))
-
-    async def _respond(self, request: Request, answer: "Answer | SingleFile") -> FeedResponse:
+    async def _response(self, request: Request, answer: "Answer | SingleFile") -> FeedResponse:
         coding = coding_of(request.headers.get("accept-encoding", ""))
         chunks = coded(answer.chunks(), coding) if coding else answer.chunks()
 
@@ -302,6 +311,14 @@ class Answer:
         return since - self.store.incremental_overlap.seconds
 
     @property
+    def is_whole(self) -> bool:
+        return self._wanted.limit is None
+
+    def stream(self) -> Stream:
+        """How far it is, where it is a whole feed."""
+        return _stream(self.store, self.name, self.tally)
+
+    @property
     def feed(self) -> FeedName:
         return self._source.feed
 
@@ -360,12 +377,17 @@ class SingleFile:
     """
 
     name = SINGLE_FILE
+    is_whole = True
 
     def __init__(self, store: Store, answers: list[Answer], tally: Tally, created: int) -> None:
         self.store = store
         self.tally = tally
         self._answers = answers
         self._created = created
+
+    def stream(self) -> Stream:
+        """How far it is."""
+        return _stream(self.store, self.name, self._add_up())
 
     async def chunks(self) -> Chunks:
         """The object's bytes. What is small is sent in one piece, with its length."""
@@ -430,6 +452,10 @@ class SingleFile:
 
 
 _PIECE_BYTES = 1_000_000
+
+
+def _stream(store: Store, feed: str, tally: Tally) -> Stream:
+    return Stream(store.name, feed, time.time() - tally.seconds(), tally.items, tally.bytes)
 
 
 def _headers(format: Format, coding: Coding | None, tally: Tally) -> list[tuple[bytes, bytes]]:

@@ -3,7 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import asyncpg
 import msgspec
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import __version__
 from app.access.client import address_of
 from app.access.gate import Gate, require_http_1
 from app.access.tokens import Tokens
@@ -30,9 +31,11 @@ from app.protocol.feeds import FEEDS, SINGLE_FILE, FeedName
 from app.protocol.problems import BODY_UNEXPECTED, INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
 from app.response import CutOffError
 from app.settings import Settings
-from app.status import requests
-from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Failed, Refused
+from app.status import record, requests
+from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Events, Failed, Refused
+from app.status.metrics import Metrics
 from app.status.pages import Pages
+from app.status.record import Activity, Record
 
 _SWEEP_SECONDS = 600.0
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
@@ -47,7 +50,6 @@ class Service(msgspec.Struct, frozen=True):
     """A service that is ready to be put behind sockets."""
 
     app: ASGIApp
-    admin: ASGIApp
     pool: Pool
     sources: Sources
     database: str
@@ -55,39 +57,53 @@ class Service(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, dsn: str, emit: Emit) -> AsyncIterator[Service]:
-    """Connect, bring our schema up to date, and wire the parts. Raises StartError or SchemaError."""
-    pool = await _connect(settings, dsn, emit)
-    clerk = ClerkApi(settings.access.verify_url, settings.access.verify_timeout.seconds)
-    sweeper: asyncio.Task[None] | None = None
-    try:
+async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: bool = False) -> AsyncIterator[Service]:
+    """Connect, bring our schema up to date, and wire the parts. Raises StartError or SchemaError.
+
+    With `measure` this process keeps metrics, in the folder that app.status.metrics.metrics_folder has made.
+    """
+    happened = Events(emit)
+    async with AsyncExitStack() as stack:
+        pool = await connect(settings, dsn, happened)
+        stack.push_async_callback(pool.close)
         async with pool.connection() as connection:
             await migrate(connection)
             version = await connection.fetchval("show server_version")
-        bookmarks = Bookmarks(pool, settings.database.resume_for.seconds, emit)
+        clerk = ClerkApi(settings.access.verify_url, settings.access.verify_timeout.seconds)
+        stack.push_async_callback(clerk.close)
         sources = Sources(pool, settings.database.resume_for.seconds)
-        sweeper = asyncio.create_task(_sweep(bookmarks, emit))
+        bookmarks = Bookmarks(pool, settings.database.resume_for.seconds, happened)
+        tokens = Tokens(clerk, settings.access, happened)
+        endpoint = _endpoint(settings, pool, sources, bookmarks, tokens, happened)
+
+        def activity() -> Activity:
+            connections, in_use, waiting = pool.usage()
+            return Activity(len(tokens), connections, in_use, waiting, tokens.known_total, endpoint.streams())
+
+        recorder = Record(__version__, activity)
+        happened.add(recorder)
+        stack.push_async_callback(recorder.close, pool)
+        if measure:
+            metrics = Metrics(activity)
+            happened.add(metrics)
+            stack.callback(metrics.flush)
+            stack.push_async_callback(_cancelled, asyncio.create_task(metrics.run()))
+        stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run(pool)))
+        stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(pool, bookmarks, happened)))
+        pages = Pages(readiness(settings, sources))
+        feeds = Route("/{store}/{feed}", endpoint, methods=["GET"])
         yield Service(
-            app=create_app(settings, pool, sources, bookmarks, clerk, emit),
-            admin=create_admin(settings, sources, emit),
+            app=application([*pages.routes(), feeds], settings.stores, happened),
             pool=pool,
             sources=sources,
             database=f"PostgreSQL {version.split()[0]}",
         )
-    finally:
-        if sweeper:
-            sweeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeper
-        await clerk.close()
-        await pool.close()
 
 
-def create_app(
-    settings: Settings, pool: Pool, sources: Sources, bookmarks: Bookmarks, clerk: ClerkApi, emit: Emit
-) -> ASGIApp:
-    """The public application: the feeds behind the gate, and the routes that name nothing."""
-    gate = Gate(settings.stores, Tokens(clerk, settings.access, emit), settings.access)
+def _endpoint(
+    settings: Settings, pool: Pool, sources: Sources, bookmarks: Bookmarks, tokens: Tokens, emit: Emit
+) -> FeedEndpoint:
+    """The feeds behind the gate."""
     resume_seconds = settings.database.resume_for.seconds
     catalog = Catalog(
         sources,
@@ -96,20 +112,22 @@ def create_app(
         SmallPages(pool, resume_seconds),
         Guard(pool, resume_seconds, emit),
     )
-    endpoint = FeedEndpoint(gate, catalog, settings.server.send_timeout.seconds, emit)
-    pages = Pages(_readiness(settings, sources))
-    feeds = Route("/{store}/{feed}", endpoint, methods=["GET"])
-    return _application([*pages.routes(), feeds], settings.stores, emit)
+    gate = Gate(settings.stores, tokens, settings.access)
+    return FeedEndpoint(gate, catalog, settings.server.send_timeout.seconds, emit)
 
 
-def create_admin(settings: Settings, sources: Sources, emit: Emit) -> ASGIApp:
-    """The application for operators, on its own address."""
-    return _application([*Pages(_readiness(settings, sources)).routes()], settings.stores, emit)
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
-def _application(routes: list[Route], stores: Container[str], emit: Emit) -> ASGIApp:
-    """Routes without Starlette's own error pages: every error is a problem of ours."""
-    return _Outermost(Router(routes, redirect_slashes=False), stores, emit)
+def application(
+    routes: list[Route], stores: Container[str], emit: Emit, *, guard: Callable[[ASGIApp], ASGIApp] | None = None
+) -> ASGIApp:
+    """Routes without Starlette's own error pages: every error is a problem of ours. `guard` stands before them."""
+    router = Router(routes, redirect_slashes=False)
+    return _Outermost(guard(router) if guard else router, stores, emit)
 
 
 def problem_response(request: Request, refusal: Refusal, stores: Container[str], emit: Emit) -> Response:
@@ -208,7 +226,7 @@ def _failed(request: Request, error: Exception) -> Failed:
     return Failed(path=request.scope["path"][:200], error=type(error).__name__, traceback=trace)
 
 
-def _readiness(settings: Settings, sources: Sources) -> Callable[[], Awaitable[bool]]:
+def readiness(settings: Settings, sources: Sources) -> Callable[[], Awaitable[bool]]:
     """Whether every feed named in feed.toml can be served now."""
     named: list[tuple[str, FeedName]] = [
         (store.name, feed) for store in settings.stores.values() for feed in FEEDS if feed in store.feeds
@@ -238,7 +256,7 @@ async def described(service: Service, settings: Settings) -> dict[tuple[str, Fee
     return found
 
 
-async def _connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
+async def connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
     """A pool on the database, waited for as long as resume_for: it may be starting too."""
     patience = Patience(settings.database.resume_for.seconds)
     while True:
@@ -265,8 +283,9 @@ async def _connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
             raise StartError(f"PostgreSQL refused the connection: {error}. Check database.dsn in feed.toml.") from None
 
 
-async def _sweep(bookmarks: Bookmarks, emit: Emit) -> None:
+async def _sweep(pool: Pool, bookmarks: Bookmarks, emit: Emit) -> None:
     while True:
+        await record.sweep(pool)
         with suppress(Refusal, asyncpg.PostgresError):
             count = await bookmarks.sweep()
             if count:

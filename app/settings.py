@@ -364,7 +364,6 @@ NOT_YET: tuple[tuple[str, str], ...] = (
     ("database", "state_dsn"),
     ("database", "pgbouncer"),
     ("server", "workers"),
-    ("access", "admin"),
     ("clerk", "api_url"),
     ("store", "private_key"),
     ("feed", "rendered"),
@@ -380,6 +379,7 @@ def _complaints(settings: Settings) -> Iterator[str]:
     yield from _server_complaints(settings.server)
     yield from _access_complaints(settings.access)
     yield from _unreachable_complaints(settings)
+    yield from _open_admin_complaints(settings)
     yield from _not_yet(settings.database, "database", "database")
     yield from _not_yet(settings.server, "server", "server")
     yield from _not_yet(settings.access, "access", "access")
@@ -424,12 +424,6 @@ def _server_complaints(server: Server) -> Iterator[str]:
     if server.client_ca and not server.certfile:
         yield "server.client_ca: client certificates need TLS here; set certfile and keyfile"
     yield from _too_short("server.send_timeout", server.send_timeout, 1)
-    host = split_address(server.admin_bind)[0]
-    if host and not is_loopback(host):
-        yield (
-            f'server.admin_bind = "{server.admin_bind}": off loopback it needs access.admin, which this version'
-            " can't do yet; use 127.0.0.1"
-        )
 
 
 def _bind_complaints(path: str, address: str) -> Iterator[str]:
@@ -506,6 +500,16 @@ def _unreachable_complaints(settings: Settings) -> Iterator[str]:
                 f'server.bind[{number}] = "{address}": feeds leave this machine over HTTPS only; set certfile and'
                 " keyfile, or name the proxy that ends TLS in access.trusted_proxies"
             )
+
+
+def _open_admin_complaints(settings: Settings) -> Iterator[str]:
+    """The operators' pages show what fails and why: off this machine only to who can say who they are."""
+    host = split_address(settings.server.admin_bind)[0]
+    if host and not is_loopback(host) and not settings.access.admin:
+        yield (
+            f'server.admin_bind = "{settings.server.admin_bind}": off loopback it needs a user name and a password;'
+            " set access.admin, or use 127.0.0.1"
+        )
 
 
 def _url_complaints(path: str, url: str) -> Iterator[str]:

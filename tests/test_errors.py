@@ -10,11 +10,10 @@ import pytest
 from starlette.requests import Request
 
 from app.access.client import Clients
+from app.admin import create_admin
 from app.catalog.pool import Pool
-from app.catalog.source import Sources
 from app.protocol.feeds import FEEDS, REQUIRED, FeedName
 from app.protocol.problems import ALL, Problem, Refusal
-from app.service import create_admin
 from app.settings import Database as DatabaseSettings
 from app.settings import Settings
 from app.status.events import Event, PoolExhausted
@@ -438,15 +437,15 @@ def test_a_database_connection_is_not_waited_for_without_end(
 
 
 class Broken:
-    """Sources that fail in a way nobody expected."""
+    """A pool that fails in a way nobody expected."""
 
-    async def answer(self) -> None:
+    def connection(self) -> None:
         raise ZeroDivisionError("dsn=postgresql://shop:secret@db/shop")
 
 
-def test_a_defect_of_ours_is_a_500_that_tells_the_log_and_not_the_caller(hosted: Hosted) -> None:
+def test_a_defect_of_ours_is_a_500_that_tells_the_log_and_not_the_caller(hosted: Hosted, tmp_path: Path) -> None:
     events: list[Event] = []
-    url = hosted(create_admin(Settings(), cast("Sources", Broken()), events.append))
+    url = hosted(create_admin(Settings(), cast("Pool", Broken()), tmp_path, events.append))
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
     connection.request("GET", "/-/readyz")
     response = connection.getresponse()

@@ -56,6 +56,12 @@ class Tokens:
         # On their own: a flood of wrong tokens must not push the importer's out.
         self._rejected: LRUCache[bytes, float] = LRUCache(settings.token_cache)
         self._asking: dict[bytes, asyncio.Task[Verdict]] = {}
+        self.known_total = 0
+        """Checks so far that did not ask Clerk, because it had vouched for the token."""
+
+    def __len__(self) -> int:
+        """How many verified tokens are remembered."""
+        return len(self._good)
 
     def is_known(self, store: Store, token: str) -> bool:
         """Whether the token passes without asking Clerk."""
@@ -69,6 +75,7 @@ class Tokens:
         """Return if the token is good for the store. Raises Refusal: TOKEN_REJECTED or CLERK_UNREACHABLE."""
         digest = _digest(store, token)
         if self._fresh(digest):
+            self.known_total += 1
             return
         now = time.monotonic()
         if now < self._rejected.get(digest, 0.0):

@@ -99,6 +99,11 @@ class Pool:
         finally:
             self._waiting -= 1
 
+    def usage(self) -> tuple[int, int, int]:
+        """Connections open, those in use, and callers that wait for one."""
+        size = self._pool.get_size()
+        return size, size - self._pool.get_idle_size(), self._waiting
+
     def lend(self, recall: Callable[[], None]) -> None:
         """A connection that is held, but idle: `recall` is called when somebody waits for one."""
         if self._waiting:

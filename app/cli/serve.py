@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 import uvloop
+from starlette.types import ASGIApp
 
 from app import __version__
+from app.admin import open_admin
 from app.catalog.embedded import Embedded, EmbeddedError
 from app.catalog.schema import SchemaError
 from app.certificates import CertificateError, require_usable
@@ -18,8 +20,9 @@ from app.hosting import PortTakenError, host, listen, stop_on_signals, url_of
 from app.protocol.problems import FEED_MISSING, Refusal
 from app.service import Service, StartError, described, open_service
 from app.settings import DEFAULT_PATH, Server, Settings, SettingsError, is_loopback, load, replace, split_address
-from app.status.events import Events, Started, Stopping
+from app.status.events import Emit, Events, Started, Stopping
 from app.status.log import ForeignLines, Log
+from app.status.metrics import metrics_folder
 
 
 @click.command()
@@ -45,7 +48,7 @@ def serve(path: Path) -> None:
             # Rows become garbage by the ten thousand and in no cycles: collecting often finds nothing, for 10 % of
             # a page's time.
             gc.set_threshold(50_000, 20, 100)
-            uvloop.run(_serve(settings, dsn))
+            uvloop.run(_serve(settings, dsn, stack.enter_context(metrics_folder())))
     except (SettingsError, CertificateError, StartError, SchemaError, EmbeddedError) as error:
         raise click.ClickException(str(error)) from None
 
@@ -81,7 +84,7 @@ def bind(settings: Server) -> tuple[list[socket.socket], socket.socket]:
     return opened[:-1], opened[-1]
 
 
-async def _serve(settings: Settings, dsn: str) -> None:
+async def _serve(settings: Settings, dsn: str, folder: Path) -> None:
     stop = stop_on_signals()
     listeners, admin = bind(settings.server)
     log = Log()
@@ -92,7 +95,7 @@ async def _serve(settings: Settings, dsn: str) -> None:
     logging.getLogger().addHandler(ForeignLines(emit))
     try:
         async with AsyncExitStack() as stack:
-            opening = asyncio.create_task(stack.enter_async_context(open_service(settings, dsn, emit)))
+            opening = asyncio.create_task(_open(settings, dsn, folder, emit, stack))
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not opening.done():
@@ -101,7 +104,7 @@ async def _serve(settings: Settings, dsn: str) -> None:
                     await opening
                 return
             stopping.cancel()
-            service = opening.result()
+            service, admin_app = opening.result()
             tls = bool(settings.server.certfile)
             # On loopback nobody listens, and a certificate names no loopback address.
             admin_tls = tls and not is_loopback(split_address(settings.server.admin_bind)[0] or "")
@@ -111,13 +114,20 @@ async def _serve(settings: Settings, dsn: str) -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(host(service.app, listeners, settings.server, stop, tls=tls))
                 operators = replace(settings.server, client_ca="")
-                group.create_task(host(service.admin, [admin], operators, stop, tls=admin_tls))
+                group.create_task(host(admin_app, [admin], operators, stop, tls=admin_tls))
                 await stop.wait()
                 emit(Stopping(seconds=settings.server.shutdown_timeout.seconds))
     finally:
         for listener in (*listeners, admin):
             listener.close()
         log.close()
+
+
+async def _open(
+    settings: Settings, dsn: str, folder: Path, emit: Emit, stack: AsyncExitStack
+) -> tuple[Service, ASGIApp]:
+    service = await stack.enter_async_context(open_service(settings, dsn, emit, measure=True))
+    return service, await stack.enter_async_context(open_admin(settings, dsn, folder, emit))
 
 
 async def _greet(service: Service, settings: Settings, urls: tuple[str, ...], admin_url: str) -> None:

@@ -86,6 +86,12 @@ BASIC_REQUIRED = Problem(
     "This store asks for HTTP authentication, and the request came without it or with the wrong one.",
     "Put the user name and the password into the import URL in Clerk's Data Sync: https://USER:PASS@host/….",
 )
+ADMIN_REQUIRED = Problem(
+    401,
+    "admin-required",
+    "The operators' pages ask for HTTP authentication, and the request came without it or with the wrong one.",
+    "The user name and the password are those of access.admin in feed.toml.",
+)
 NOT_SECURE = Problem(
     403,
     "not-secure",

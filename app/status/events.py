@@ -261,7 +261,11 @@ class Events:
     """Hands every event to every reader. A reader must not raise and must not wait."""
 
     def __init__(self, *readers: Emit) -> None:
-        self._readers = readers
+        self._readers = list(readers)
+
+    def add(self, reader: Emit) -> None:
+        """One more reader, of what happens from now on."""
+        self._readers.append(reader)
 
     def __call__(self, event: Event) -> None:
         for reader in self._readers:
