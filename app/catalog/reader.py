@@ -340,6 +340,11 @@ def _parts(span: Span) -> list[_Part]:
     return [_Part("undated", after), _Part("dated", since=span.since)]
 
 
+def statement_behind(source: Source, after: Position, since: float | None, limit: int) -> tuple[str, list[Any]]:
+    """The SQL that reads a page behind a position, and its arguments: for who wants to see its plan."""
+    return _statement(source, _parts(Span(after, since))[0], limit)
+
+
 def _statement(source: Source, part: _Part, limit: int | None) -> tuple[str, list[Any]]:
     """The SQL that reads a part, and its arguments.
 

@@ -181,6 +181,12 @@ def relation_of(store: Store, feed: FeedName) -> Relation:
 
 async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
     """Read a relation's columns from the catalog and build its SELECT list. Raises Refusal, see Sources.of."""
+    relation, columns = await columns_of(connection, store, feed)
+    return build(store.name, feed, relation, columns)
+
+
+async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Relation, list[Column]]:
+    """The relation that a feed's items come from and its columns. Raises Refusal, see Sources.of."""
     relation = relation_of(store, feed)
     found = await connection.fetchrow(_RELATION, relation.schema, relation.name)
     if found is None or not found["is_relation"]:
@@ -192,8 +198,7 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
             f"grant usage on schema {quoted(relation.schema)} to {quoted(role)};"
             f" grant select on {relation} to {quoted(role)};",
         )
-    columns = [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
-    return build(store.name, feed, relation, columns)
+    return relation, [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
 
 
 def build(store: str, feed: FeedName, relation: Relation, columns: list[Column]) -> Source:

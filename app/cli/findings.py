@@ -14,15 +14,22 @@ _INDENT = 9
 
 
 def show(console: Console, findings: Iterable[Finding], *, with_place: bool = False) -> None:
-    """Each finding with its count, its examples and its cure, wrapped on a terminal and nowhere else."""
+    """Each finding with its count, its examples and its cure, wrapped on a terminal and nowhere else.
+
+    What is true of several feeds in the same words is said once.
+    """
+    places: dict[tuple[Severity, str, str, str], list[str]] = {}
     for finding in findings:
+        said = (finding.severity, finding.what + _seen(finding), finding.cure, finding.code)
         place = "/".join(filter(None, (finding.store, finding.feed))) if with_place else ""
-        what = f"{place}: {finding.what}" if place else finding.what
-        label = (f"{finding.severity:<{_INDENT}}", _STYLES[finding.severity])
-        console.print(Text.assemble(label, _wrapped(console, what + _seen(finding))), soft_wrap=True)
-        if finding.cure:
-            arrow = _wrapped(console, "→ " + finding.cure, _INDENT + 2)
-            console.print(Text(" " * _INDENT + arrow), soft_wrap=True)
+        places.setdefault(said, []).append(place)
+    for (severity, what, cure, _), where in places.items():
+        label = (f"{severity:<{_INDENT}}", _STYLES[severity])
+        place = ", ".join(dict.fromkeys(filter(None, where)))
+        text = _wrapped(console, f"{place}: {what}" if place else what)
+        console.print(Text.assemble(label, text), soft_wrap=True)
+        if cure:
+            console.print(Text(" " * _INDENT + _wrapped(console, "→ " + cure, _INDENT + 2)), soft_wrap=True)
 
 
 def counted(findings: Iterable[Finding]) -> str:
