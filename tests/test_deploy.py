@@ -84,17 +84,17 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_the_service_needs_no_rights_and_nothing_to_write_to(
+def test_the_service_needs_no_rights_and_no_more_than_a_tmpfs_to_write_to(
     serve: Serve, database: Database, clerk: FakeClerk, tmp_path: Path
 ) -> None:
-    """As the image and the unit run it: no capability, a read-only root, no new executable memory.
+    """As the image and the unit run it: no capability, a read-only root but for a tmpfs, no new executable memory.
 
     But for the right to pass the folder of the test's PostgreSQL, which belongs to another user.
     """
     if os.geteuid() != 0:
         pytest.skip("only root can make a root filesystem read-only")
     unshare, setpriv = tool("unshare"), tool("setpriv")
-    read_only = 'mount -o remount,bind,ro / && exec "$@"'
+    read_only = 'mount -t tmpfs tmpfs /var/tmp && mount -o remount,bind,ro / && exec "$@"'
     if subprocess.run(
         [unshare, "-m", "sh", "-c", read_only, "sh", "true"], capture_output=True, check=False
     ).returncode:
@@ -110,6 +110,23 @@ def test_the_service_needs_no_rights_and_nothing_to_write_to(
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     assert re.search(r"^CapBnd:\s+0+2$", status, re.MULTILINE), status
     assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE), status
+
+
+def test_without_any_place_to_write_to_the_service_says_so(tmp_path: Path) -> None:
+    (tmp_path / "feed.toml").write_text('[database]\ndsn = "postgresql://nowhere/"\n[stores.shop]\npublic_key = "k"\n')
+    command = [sys.executable, "-c", _NOWHERE, "serve", "--config", str(tmp_path / "feed.toml")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.startswith("Error: The metrics need a folder for temporary files")
+    assert "tmpfs" in run.stderr
+
+
+_NOWHERE = """
+import tempfile
+tempfile._candidate_tempdir_list = lambda: ["/proc"]
+from app.cli import main
+main()
+"""
 
 
 # Compose

@@ -22,7 +22,7 @@ from app.service import Service, StartError, described, open_service
 from app.settings import DEFAULT_PATH, Server, Settings, SettingsError, is_loopback, load, replace, split_address
 from app.status.events import Emit, Events, Started, Stopping
 from app.status.log import ForeignLines, Log
-from app.status.metrics import metrics_folder
+from app.status.metrics import MetricsFolderError, metrics_folder
 
 
 @click.command()
@@ -49,7 +49,7 @@ def serve(path: Path) -> None:
             # a page's time.
             gc.set_threshold(50_000, 20, 100)
             uvloop.run(_serve(settings, dsn, stack.enter_context(metrics_folder())))
-    except (SettingsError, CertificateError, StartError, SchemaError, EmbeddedError) as error:
+    except (SettingsError, CertificateError, StartError, SchemaError, EmbeddedError, MetricsFolderError) as error:
         raise click.ClickException(str(error)) from None
 
 

@@ -31,10 +31,23 @@ _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 Labels = tuple[str, ...]
 
 
+class MetricsFolderError(Exception):
+    """There is no place for the metrics. The message says what to do."""
+
+
 @contextmanager
 def metrics_folder() -> Iterator[Path]:
-    """A folder for the metrics of this process and of those it starts. Enter before anything imports the client."""
-    folder = Path(tempfile.mkdtemp(prefix="clerk-feed-metrics-"))
+    """A folder for the metrics of this process and of those it starts. Enter before anything imports the client.
+
+    Raises MetricsFolderError.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="clerk-feed-metrics-"))
+    except OSError as error:
+        raise MetricsFolderError(
+            f"The metrics need a folder for temporary files, and none can be written to ({error.strerror})."
+            " Where the root filesystem is read-only, mount a tmpfs on /tmp; TMPDIR names another place."
+        ) from None
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = str(folder)
     try:
