@@ -50,7 +50,10 @@ def create_admin(settings: Settings, pool: Pool, folder: Path, emit: Emit) -> AS
     """The application; everything but the health routes is behind access.admin where that is set."""
     sources = Sources(pool, settings.database.resume_for.seconds)
     metrics = MetricsPage(settings, pool, folder)
-    routes = [Route("/-/metrics", metrics.metrics), *Pages(readiness(settings, sources)).routes()]
+    routes = [
+        Route("/-/metrics", metrics.metrics),
+        *Pages(readiness(settings, pool, sources), with_reasons=not settings.access.admin).routes(),
+    ]
     return application(routes, settings.stores, emit, guard=lambda app: BehindAdmin(app, settings.access))
 
 

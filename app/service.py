@@ -22,6 +22,7 @@ from app.catalog.bookmarks import Bookmarks
 from app.catalog.guard import Guard
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.reader import Reader
+from app.catalog.rendered import Refresher, connection_for_refresh
 from app.catalog.schema import migrate
 from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
@@ -34,8 +35,9 @@ from app.settings import Settings
 from app.status import record, requests
 from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Events, Failed, Refused
 from app.status.metrics import Metrics
-from app.status.pages import Pages
+from app.status.pages import Pages, Readiness
 from app.status.record import Activity, Record
+from app.upkeep import upkeep, worries
 
 _SWEEP_SECONDS = 600.0
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
@@ -90,7 +92,10 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             stack.push_async_callback(_cancelled, asyncio.create_task(metrics.run()))
         stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run(pool)))
         stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(pool, bookmarks, happened)))
-        pages = Pages(readiness(settings, sources))
+        refresher = Refresher(lambda: connection_for_refresh(dsn), happened)
+        for work in upkeep(settings, refresher, happened):
+            stack.push_async_callback(_cancelled, asyncio.create_task(work()))
+        pages = Pages(readiness(settings, pool, sources))
         feeds = Route("/{store}/{feed}", endpoint, methods=["GET"])
         yield Service(
             app=application([*pages.routes(), feeds], settings.stores, happened),
@@ -226,20 +231,22 @@ def _failed(request: Request, error: Exception) -> Failed:
     return Failed(path=request.scope["path"][:200], error=type(error).__name__, traceback=trace)
 
 
-def readiness(settings: Settings, sources: Sources) -> Callable[[], Awaitable[bool]]:
-    """Whether every feed named in feed.toml can be served now."""
+def readiness(settings: Settings, pool: Pool, sources: Sources) -> Callable[[], Awaitable[Readiness]]:
+    """Whether every feed named in feed.toml can be served now, and whether somebody should look."""
     named: list[tuple[str, FeedName]] = [
         (store.name, feed) for store in settings.stores.values() for feed in FEEDS if feed in store.feeds
     ]
 
-    async def ready() -> bool:
+    async def ready() -> Readiness:
         try:
             await sources.answer()
             for name, feed in named:
                 await sources.of(settings.stores[name], feed)
-        except (Refusal, asyncpg.PostgresError, *LOST):
-            return False
-        return True
+            return Readiness("ok", tuple(await worries(settings, pool)))
+        except Refusal as refusal:
+            return Readiness("unavailable", (f"{refusal.detail} {refusal.fix}",))
+        except (asyncpg.PostgresError, *LOST) as error:
+            return Readiness("unavailable", (f"The database does not answer ({type(error).__name__}).",))
 
     return ready
 

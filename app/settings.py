@@ -134,6 +134,11 @@ class FeedSettings(_Table, frozen=True):
     strict: bool = False
     delete_orders: bool = False
 
+    @property
+    def refresh_seconds(self) -> float | None:
+        """How often to refresh; None for by hand."""
+        return _duration(self.refresh_every)["seconds"] if self.refresh_every else None
+
 
 class Store(_Table, frozen=True):
     """One Clerk store. `name` is the key of its table; `schema` is never empty once read."""
@@ -366,8 +371,6 @@ NOT_YET: tuple[tuple[str, str], ...] = (
     ("server", "workers"),
     ("clerk", "api_url"),
     ("store", "private_key"),
-    ("feed", "rendered"),
-    ("feed", "refresh_every"),
     ("feed", "delete_orders"),
 )
 """Keys whose feature is still to come. Setting one must not look as if it worked."""
@@ -553,9 +556,27 @@ def _store_complaints(store: Store) -> Iterator[str]:
             yield f"{place}.shrink_limit = {feed.shrink_limit}: it must lie above 0 and be at most 1"
         if feed.shrink_floor < 0:
             yield f"{place}.shrink_floor = {feed.shrink_floor}: it must be 0 or more"
+        yield from _refresh_complaints(place, feed)
         if feed.delete_orders and name != "orders":
             yield f"{place}.delete_orders: it belongs to the orders feed only"
         yield from _not_yet(feed, "feed", place)
+
+
+def _refresh_complaints(place: str, feed: FeedSettings) -> Iterator[str]:
+    if not feed.refresh_every:
+        return
+    try:
+        seconds = feed.refresh_seconds or 0
+    except SettingsError as rule:
+        yield f'{place}.refresh_every = "{feed.refresh_every}": {rule}'
+        return
+    if seconds < _SHORTEST_REFRESH:
+        yield f'{place}.refresh_every = "{feed.refresh_every}": it must be at least {_SHORTEST_REFRESH:g}s'
+    if not feed.rendered:
+        yield f"{place}.refresh_every: only a rendered feed is refreshed; set rendered = true as well"
+
+
+_SHORTEST_REFRESH = 1.0
 
 
 def relation_parts(source: str) -> tuple[str, ...]:

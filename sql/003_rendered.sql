@@ -35,6 +35,8 @@ create table clerk_feed.refresh (
   unchanged bigint,
   vanished bigint,
   invalid bigint,
+  -- An operator said that so few items are right; what there was before is no measure any more.
+  accepted boolean not null default false,
   -- For people: why it failed or was held back.
   detail text
 );
@@ -78,6 +80,37 @@ create table clerk_feed.invalid (
 
 comment on table clerk_feed.invalid is
   'Rows of rendered feeds that lack a required attribute. An item that was valid before keeps its last valid version.';
+
+-- A list without what JSON or Clerk has no place for: NULLs, numbers that are none, moments at infinity. `depth` is the
+-- number of the list's dimensions: what lies deeper is the shop's own. Only for lists no cheaper expression can do.
+create function clerk_feed.pruned(list json, depth integer, kind text) returns text
+language plpgsql stable strict parallel safe
+as $$
+begin
+  return (
+    select '[' || coalesce(string_agg(piece, ',' order by place), '') || ']'
+    from (
+      select
+        e.place,
+        case
+          when json_typeof(e.element) = 'null' then null
+          when depth > 1 then clerk_feed.pruned(e.element, depth - 1, kind)
+          when kind = 'number' and json_typeof(e.element) <> 'number' then null
+          when kind = 'time' then (
+            select case when isfinite(t) then floor(date_part('epoch', t))::int8::text end
+            from (select (e.element #>> '{}')::timestamptz as t) as moment
+          )
+          when kind = 'date' then (
+            select case when isfinite(d) then ((d - date '1970-01-01')::int8 * 86400)::text end
+            from (select (e.element #>> '{}')::date as d) as day
+          )
+          else replace(replace(e.element::text, E'\n', ' '), E'\r', ' ')
+        end as piece
+      from json_array_elements(list) with ordinality as e (element, place)
+    ) as pieces
+  );
+end
+$$;
 
 create view clerk_feed.rendered_state as
 select

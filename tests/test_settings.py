@@ -670,6 +670,24 @@ def test_only_orders_are_deleted_by_request() -> None:
 
 
 @pytest.mark.parametrize(
+    ("keys", "rule"),
+    [
+        ('rendered = true\nrefresh_every = "10"', '.refresh_every = "10": a duration is a number with a unit'),
+        ('rendered = true\nrefresh_every = "10ms"', '.refresh_every = "10ms": it must be at least 1s'),
+        ('refresh_every = "10m"', ".refresh_every: only a rendered feed is refreshed; set rendered = true as well"),
+    ],
+)
+def test_refresh_every_is_a_duration_of_a_rendered_feed(keys: str, rule: str) -> None:
+    assert refusal_of(config(FEED, keys)).startswith(FEED + rule)
+
+
+def test_a_rendered_feed_may_be_refreshed_by_itself() -> None:
+    feed = parse(config(FEED, 'rendered = true\nrefresh_every = "10m"'), {}).stores["shop"].feed("orders")
+    assert feed.refresh_seconds == 600
+    assert FeedSettings().refresh_seconds is None
+
+
+@pytest.mark.parametrize(
     ("place", "value"),
     [
         ("database.state_dsn", '"postgresql://db/state"'),
@@ -677,8 +695,6 @@ def test_only_orders_are_deleted_by_request() -> None:
         ("server.workers", "2"),
         ("clerk.api_url", '"https://api.example/v2"'),
         ("stores.shop.private_key", '"private"'),
-        (f"{FEED}.rendered", "true"),
-        (f"{FEED}.refresh_every", '"10m"'),
         (f"{FEED}.delete_orders", "true"),
     ],
 )

@@ -51,11 +51,11 @@ class Guard:
         measure = last if accepted is None else accepted if last is None else min(last, accepted)
         invalid = ending.invalid + (known["invalid"] or 0)
         items = ending.items
-        if (ending.ambiguous or known["ambiguous"]) and not _shrunk(items, invalid, measure, settings):
+        if (ending.ambiguous or known["ambiguous"]) and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
             # again since the page was read, so it is never more than was sent.
             items = min(items, await self._counted(connection, source))
-        if not _shrunk(items, invalid, measure, settings):
+        if not shrunk(items, invalid, measure, settings):
             return items
         if measure is None:
             detail = f"{source.feed} of {store.name}: all {invalid} rows lack required attributes."
@@ -104,7 +104,7 @@ class Guard:
             )
 
 
-def _shrunk(items: int, invalid: int, measure: int | None, settings: FeedSettings) -> bool:
+def shrunk(items: int, invalid: int, measure: int | None, settings: FeedSettings) -> bool:
     """Whether a feed that had `measure` items when it last ended is too small now."""
     if measure is None:
         return items == 0 and invalid > 0

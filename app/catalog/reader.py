@@ -364,7 +364,9 @@ def _statement(source: Source, part: _Part, limit: int | None) -> tuple[str, lis
 
     after, order = part.after, 's."modified_at", s."id"'
     present = 's."id" is not null'
-    recent = f's."modified_at" >= to_timestamp({argument(part.since)}::float8)' if part.since is not None else ""
+    recent = ""
+    if part.since is not None:
+        recent = source.changed_since.format(since=f"to_timestamp({argument(part.since)}::float8)")
     if after is not None and after.modified_at is not None:
         arguments.clear()
         where = f'(s."modified_at", s."id") > ({argument(after.modified_at)}::text::timestamptz, {key(after.key)})'

@@ -13,8 +13,8 @@ import msgspec
 
 from app.catalog.pool import Patience, Pool
 from app.protocol.feeds import FEEDS, REQUIRED, FeedName
-from app.protocol.problems import FEED_MISSING, SOURCE_UNUSABLE, Refusal
-from app.protocol.wire import ItemEncoder, nameable
+from app.protocol.problems import FEED_MISSING, FEED_NOT_RENDERED, SOURCE_UNUSABLE, Refusal
+from app.protocol.wire import ItemEncoder, LineEncoder, nameable
 from app.settings import Store, relation_parts
 
 _FRESH_SECONDS = 2.0
@@ -92,7 +92,11 @@ class Source(msgspec.Struct, frozen=True):
     """The same with modified_at as text at the end; empty where the source has no modified_at."""
     count: str
     """SQL that counts the valid items."""
-    encoder: ItemEncoder
+    encoder: ItemEncoder | LineEncoder
+    changed_since: str = 's."modified_at" >= {since}'
+    """SQL for what changed since a moment, which stands in for {since}."""
+    rendered: bool = False
+    """Whether its rows are a flag, the id and the item's JSON, ready to be sent."""
 
     @property
     def has_modified_at(self) -> bool:
@@ -180,7 +184,12 @@ def relation_of(store: Store, feed: FeedName) -> Relation:
 
 
 async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
-    """Read a relation's columns from the catalog and build its SELECT list. Raises Refusal, see Sources.of."""
+    """The source of a feed as it is served: its relation, or the items rendered from it.
+
+    Raises Refusal, see Sources.of.
+    """
+    if store.feed(feed).rendered:
+        return await _describe_rendered(connection, store, feed)
     relation, columns = await columns_of(connection, store, feed)
     return build(store.name, feed, relation, columns)
 
@@ -210,11 +219,8 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
                 f"{relation} has no column {quoted(name)}, which every item of {feed} must have.",
                 f"Add the column {quoted(name)} to {relation}.",
             )
-    # Clerk ignores attributes named otherwise than with letters, digits and underscore. Most are served all the same,
-    # so that nothing seems lost; the few that can't be named are left out.
-    served = [by_name["id"]]
-    served += [c for c in columns if c.name not in ("id", "modified_at") and nameable(c.name)]
-    expressions = [f"{_expression(relation, column)} as {quoted(column.name)}" for column in served]
+    served = attributes_of(columns)
+    expressions = [f"{expression(relation, column)} as {quoted(column.name)}" for column in served]
     flag = " and ".join(_plain_conditions(served, REQUIRED[feed]))
     select = f"select ({flag}) as plain,\n  " + ",\n  ".join(expressions)
     start = f"\nfrom {relation} as s"
@@ -231,13 +237,72 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         store=store,
         feed=feed,
         relation=relation,
-        key=_key(relation, by_name["id"]),
+        key=key_of(relation, by_name["id"]),
         attributes=attributes,
         select=select + start,
         select_key=f'{select},\n  s."id" as key{start}',
         select_dated=dated,
-        count=f"select count(*){start} where " + " and ".join(_valid_conditions(served, REQUIRED[feed])),
+        count=f"select count(*){start} where " + " and ".join(valid_conditions(served, REQUIRED[feed])),
         encoder=ItemEncoder(attributes, REQUIRED[feed]),
+    )
+
+
+def attributes_of(columns: list[Column]) -> list[Column]:
+    """The columns that are served, id first.
+
+    Clerk ignores attributes named otherwise than with letters, digits and underscore. Most are served all the same, so
+    that nothing seems lost; the few that can't be named are left out.
+    """
+    others = [column for column in columns if column.name not in ("id", "modified_at") and nameable(column.name)]
+    return [column for column in columns if column.name == "id"] + others
+
+
+def items_relation(table: str) -> str:
+    """The table that holds a rendered feed's items, as SQL spells it."""
+    return f"clerk_feed.{quoted(table)}"
+
+
+async def key_of_items(connection: Any, table: str) -> Key | None:
+    """The key of a rendered feed's items; None where their table is gone."""
+    found = await connection.fetchrow(_RELATION, "clerk_feed", table)
+    if found is None:
+        return None
+    columns = [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
+    return key_of(Relation("clerk_feed", table), columns[0])
+
+
+async def _describe_rendered(connection: Any, store: Store, feed: FeedName) -> Source:
+    state = await connection.fetchrow(_ITEMS, store.name, feed)
+    key = await key_of_items(connection, state["items_table"]) if state and state["items_table"] else None
+    if key is None:
+        raise Refusal(
+            FEED_NOT_RENDERED,
+            f"{feed} of {store.name} has not been rendered yet.",
+            fix=FEED_NOT_RENDERED.fix.replace("STORE", store.name).replace("FEED", feed),
+            headers={"Retry-After": "60"},
+        )
+    return build_rendered(store.name, feed, Relation("clerk_feed", state["items_table"]), key, state["id"])
+
+
+def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, number: int) -> Source:
+    """The source of a rendered feed: docs as they stand in its table of items."""
+    id = 's."id"' if key.family in ("int8", "text") else 's."id"::text'
+    select = f'select true as plain, {id} as id, s."doc"'
+    start = f"\nfrom (select * from {relation} where doc is not null) as s"  # noqa: S608
+    return Source(
+        store=store,
+        feed=feed,
+        relation=relation,
+        key=key,
+        attributes=("id", "doc"),
+        select=select + start,
+        select_key=f'{select}, s."id" as key{start}',
+        select_dated=f'{select}, s."modified_at"::text as modified_at_key{start}',
+        count=f"select count(*){start}",
+        encoder=LineEncoder(),
+        # What was stamped after the last refresh that could be seen before then.
+        changed_since=_CHANGED_SINCE.replace("{number}", str(number)),
+        rendered=True,
     )
 
 
@@ -246,21 +311,21 @@ def quoted(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
-_INTEGERS = {"int2", "int4", "int8"}
-_FLOATS = {"float4", "float8", "numeric"}
-_TIMES = {"timestamptz", "timestamp", "date"}
-_TEXTS = {"text", "varchar", "bpchar", "citext", "name", "uuid"}
-_JSONS = {"json", "jsonb"}
-_SERVED = _INTEGERS | _FLOATS | _TIMES | _TEXTS | _JSONS | {"bool"}
+INTEGERS = {"int2", "int4", "int8"}
+FLOATS = {"float4", "float8", "numeric"}
+TIMES = {"timestamptz", "timestamp", "date"}
+TEXTS = {"text", "varchar", "bpchar", "citext", "name", "uuid"}
+JSONS = {"json", "jsonb"}
+_SERVED = INTEGERS | FLOATS | TIMES | TEXTS | JSONS | {"bool"}
 
 
-def _key(relation: Relation, column: Column) -> Key:
-    if column.is_array or column.type not in _INTEGERS | _TEXTS - {"name"}:
+def key_of(relation: Relation, column: Column) -> Key:
+    if column.is_array or column.type not in INTEGERS | TEXTS - {"name"}:
         raise _unusable(
             f'The column "id" of {relation} is of type {column.shown_type}; it must be of an integer or text type.',
             'Cast it in the view, e.g. x::text as "id", and see that an index serves the cast.',
         )
-    if column.type in _INTEGERS:
+    if column.type in INTEGERS:
         return Key("int8", "")
     if column.type == "uuid":
         return Key("uuid", "")
@@ -268,7 +333,7 @@ def _key(relation: Relation, column: Column) -> Key:
     return Key(family, f" collate {column.collation}" if column.collation else "")
 
 
-def _expression(relation: Relation, column: Column) -> str:
+def expression(relation: Relation, column: Column) -> str:
     """How a column is selected so that its value arrives as it is served."""
     name = f"s.{quoted(column.name)}"
     brackets = "[]" if column.is_array else ""
@@ -282,14 +347,14 @@ def _expression(relation: Relation, column: Column) -> str:
     if column.type == "date" and not column.is_array:
         # Not through timestamp, which ends long before date does.
         return f"case when isfinite({name}) then ({name} - date '1970-01-01')::int8 * 86400 end"
-    if column.type in _TIMES and not column.is_array:
+    if column.type in TIMES and not column.is_array:
         # As a double, which is exact to the second far beyond any calendar, and much cheaper than extract's numeric.
         return f"case when isfinite({name}) then floor(date_part('epoch', {name}))::int8 end"
     # A domain's array keeps the domain's elements, whose codecs asyncpg does not know.
     return f"{name}::{column.type}{brackets}" if column.is_domain else name
 
 
-def _valid_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
+def valid_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
     """What must hold of a row so that no required attribute is left out of its item."""
     conditions = []
     for column in columns:
@@ -299,34 +364,34 @@ def _valid_conditions(columns: list[Column], required: tuple[str, ...]) -> list[
         conditions.append(f"{name} is not null")
         if column.is_array:
             continue
-        if column.type in _JSONS:
+        if column.type in JSONS:
             conditions.append(f"{column.type}_typeof({name}) <> 'null'")
-        elif column.type in _FLOATS:
-            conditions.append(_finite(name))
-        elif column.type in _TIMES:
+        elif column.type in FLOATS:
+            conditions.append(finite(name))
+        elif column.type in TIMES:
             conditions.append(f"isfinite({name})")
     return conditions
 
 
 def _plain_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
     """What must hold of a row so that Python needs to look at nothing in it."""
-    conditions = _valid_conditions(columns, required)
+    conditions = valid_conditions(columns, required)
     for column in columns:
         name = f"s.{quoted(column.name)}"
         if column.is_array:
             conditions.append(_plain_array(column, name))
-        elif column.type in _FLOATS and column.name not in required:
-            conditions.append(_finite(name))
+        elif column.type in FLOATS and column.name not in required:
+            conditions.append(finite(name))
     return conditions
 
 
-def _finite(name: str) -> str:
+def finite(name: str) -> str:
     # To PostgreSQL NaN is the largest number. Comparing costs less than the arithmetic that would tell as well.
     return f"({name} > '-Infinity' and {name} < 'Infinity') is not false"
 
 
 def _plain_array(column: Column, name: str) -> str:
-    if column.type in _FLOATS | _TIMES | _JSONS:
+    if column.type in FLOATS | TIMES | JSONS:
         return f"{name} is null"
     # array_position refuses arrays of several dimensions, so they are sorted out first.
     return f"case when array_ndims({name}) > 1 then false else array_position({name}, null) is null end"
@@ -351,6 +416,12 @@ async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refus
         fix=f"Create view {relation} with the columns {columns}. Or remove the URL from Clerk's Data Sync.",
     )
 
+
+_CHANGED_SINCE = """s."modified_at" > coalesce(
+  (select max(f.stamp) from clerk_feed.refresh as f where f.rendered = {number} and f.visible < {since}), '-infinity'
+)"""
+
+_ITEMS = "select id, items_table from clerk_feed.rendered where store = $1 and feed = $2"
 
 _RELATION = """
 select

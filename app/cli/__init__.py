@@ -6,7 +6,7 @@ import click
 
 from app import __version__
 
-COMMANDS = ("accept-shrink", "check", "cloudflare-ranges", "demo", "design", "init", "probe", "serve")
+COMMANDS = ("accept-shrink", "check", "cloudflare-ranges", "demo", "design", "init", "probe", "refresh", "serve")
 
 
 class _Commands(click.Group):

@@ -192,6 +192,12 @@ FEED_SHRUNK = Problem(
     " gone NULL. The shop keeps its index meanwhile. If the shrink is right, say so:"
     " clerk-feed accept-shrink --store STORE --feed FEED",
 )
+FEED_NOT_RENDERED = Problem(
+    503,
+    "feed-not-rendered",
+    "The feed is rendered, and its first refresh is still to come.",
+    "Run: clerk-feed refresh --store STORE --feed FEED. Or set refresh_every, and serve does it by itself.",
+)
 CLERK_UNREACHABLE = Problem(
     503,
     "clerk-unreachable",

@@ -109,6 +109,19 @@ class ItemEncoder:
         return self._encoder.encode(batch)[1:-1]
 
 
+class LineEncoder:
+    """Joins items that stand ready as JSON, one line each. Rows are a flag, the id and the line."""
+
+    def items(self, rows: Sequence[Row]) -> Items:
+        return Items([row[2] for row in rows], [], [])
+
+    def encode(self, items: Iterable[Any], format: Format) -> bytes:
+        """One chunk, like ItemEncoder's."""
+        if format == "ndjson":
+            return b"".join(piece for line in items for piece in (line, b"\n"))
+        return b",".join(items)
+
+
 def _cleaned(value: Any) -> Any:
     """The value without what JSON or Clerk has no place for; None where nothing is left of it."""
     if type(value) is float:

@@ -88,6 +88,37 @@ class WalkHeldBack(Event, frozen=True):
     last: int | None
 
 
+class Refreshed(Event, frozen=True):
+    """A rendered feed was brought up to date."""
+
+    store: str
+    feed: str
+    items: int
+    added: int
+    changed: int
+    unchanged: int
+    vanished: int
+    invalid: int
+    seconds: float
+
+
+class RefreshHeldBack(Event, frozen=True):
+    """A refresh would have left far fewer items than the most there were in 24 hours; nothing was changed."""
+
+    store: str
+    feed: str
+    items: int
+    most: int | None
+
+
+class RefreshFailed(Event, frozen=True):
+    """A refresh did not happen; what was rendered last is served."""
+
+    store: str
+    feed: str
+    cause: str
+
+
 class CutOff(Event, frozen=True):
     """An answer ended before its end, visibly for the client: it left, would not read, or the database failed."""
 

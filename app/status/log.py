@@ -234,6 +234,15 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
         f"{e.store}/{e.feed}: walk {e.walk} held back: {e.items} items, {e.last} the last time;"
         f" if that is right: clerk-feed accept-shrink --store {e.store} --feed {e.feed}"
     ),
+    events.Refreshed: lambda e: (
+        f"{e.store}/{e.feed}: refreshed in {e.seconds:.1f} s: {e.added} new, {e.changed} changed,"
+        f" {e.unchanged} unchanged, {e.vanished} vanished, {e.invalid} invalid"
+    ),
+    events.RefreshHeldBack: lambda e: (
+        f"{e.store}/{e.feed}: refresh held back: {e.items} items, {e.most} before;"
+        f" if that is right: clerk-feed refresh --store {e.store} --feed {e.feed} --accept-shrink"
+    ),
+    events.RefreshFailed: lambda e: f"{e.store}/{e.feed}: not refreshed: {e.cause}",
     events.CutOff: lambda e: f"{e.store}/{e.feed}: cut off after {e.bytes / 1e6:.2f} MB: {e.cause}",
     events.Refused: lambda e: f"{e.status} {e.method} {e.path} from {e.address}: {e.detail}",
     events.NoModifiedAt: lambda e: (

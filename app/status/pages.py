@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 import jinja2
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -23,16 +25,29 @@ async def _nothing(request: Request) -> Response:
     raise HTTPException(404)
 
 
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether the database answers and every feed named in feed.toml can be served, and what is amiss, for people."""
+
+    state: Literal["ok", "unavailable"]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """Degraded: everything is served, and somebody should look."""
+        return "degraded" if self.state == "ok" and self.reasons else self.state
+
+
 class Pages:
     """Own routes that name nothing of the shop, so that they may stand outside the gate.
 
-    `ready` says whether the database answers and every feed named in feed.toml can be served.
+    Reasons do: they are told where `with_reasons`, on the address of operators.
     """
 
-    def __init__(self, ready: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, ready: Callable[[], Awaitable[Readiness]], *, with_reasons: bool = False) -> None:
         self._ready = ready
+        self._with_reasons = with_reasons
         self._lock = asyncio.Lock()
-        self._last: tuple[float, bool] = (-_READY_SECONDS, False)
+        self._last: tuple[float, Readiness] = (-_READY_SECONDS, Readiness("unavailable"))
         templates = jinja2.Environment(
             loader=jinja2.PackageLoader("app.status"),
             autoescape=True,
@@ -61,7 +76,10 @@ class Pages:
                 ready = await self._ready()
                 self._last = (time.monotonic(), ready)
         ready = self._last[1]
-        return JSONResponse({"status": "ok" if ready else "unavailable"}, 200 if ready else 503, headers=_NO_STORE)
+        said: dict[str, object] = {"status": ready.status}
+        if self._with_reasons and ready.reasons:
+            said["reasons"] = ready.reasons
+        return JSONResponse(said, 200 if ready.state == "ok" else 503, headers=_NO_STORE)
 
     async def problems(self, request: Request) -> Response:
         """Every problem the service answers with, its cause and its cure."""

@@ -1,0 +1,700 @@
+"""Rendered feeds: their items stand ready as JSON in a table of ours, and a refresh brings them up to date.
+
+A refresh is one transaction: readers see all of it or nothing, and a process that dies in it leaves the last good
+state. Changed items get the refresh's stamp as modified_at. The moment at which the stamp was seen to be visible is
+written afterwards, and a delta since T holds what was stamped after the last refresh visible before T: so no change
+lies before a moment a reader has already been past, however long the refresh took.
+
+One statement renders the source, compares and writes, in the order of the key, so that it is a merge of two indexes
+and needs no memory. Rows that are not valid are kept in the same table: with the last valid version of their item, or
+with none.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from app.catalog.guard import shrunk
+from app.catalog.pool import LOST
+from app.catalog.rendering import Rendering, rendering
+from app.catalog.source import columns_of, items_relation, key_of_items
+from app.protocol.feeds import FeedName
+from app.protocol.problems import Refusal
+from app.settings import Store
+from app.status.events import Emit, Refreshed, RefreshFailed, RefreshHeldBack
+
+REFRESH_LOCK = 0x636C6601
+"""First half of the advisory lock that a refresh holds; the second is the feed's number in clerk_feed.rendered."""
+OUTBOX_LOCK = 0x636C6602
+"""The same of the lock under which deletions are sent: no item comes back into the feed while Clerk deletes it."""
+
+KEPT_DAYS = 30
+_CONFLICTS = 5
+_MERGE_SINCE = 170_000
+"""PostgreSQL 17 brought MERGE … WHEN NOT MATCHED BY SOURCE and its RETURNING."""
+
+Connect = Callable[[], Awaitable[Any]]
+Watch = Callable[[int, int | None], None]
+"""Is told how many rows have been rendered, and of how many."""
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a refresh came to."""
+
+    store: str
+    feed: FeedName
+    items: int
+    added: int
+    changed: int
+    unchanged: int
+    vanished: int
+    invalid: int
+    seconds: float
+
+
+class RefreshError(Exception):
+    """A refresh did not happen; what is served stays as it was. The message says why and what to do."""
+
+
+class RefreshBusyError(RefreshError):
+    """Another process refreshes this feed right now."""
+
+
+class RefreshHeldBackError(RefreshError):
+    """The refresh would leave far fewer items than there were."""
+
+    def __init__(self, store: str, feed: FeedName, items: int, most: int | None) -> None:
+        self.items = items
+        self.most = most
+        had = f"the most in 24 hours were {most:,}" if most is not None else "all of its rows lack required attributes"
+        super().__init__(
+            f"{feed} of {store} would have {items:,} items; {had}. What was rendered last goes on being served."
+            f" If that is right: clerk-feed refresh --store {store} --feed {feed} --accept-shrink"
+        )
+
+
+class _State(msgspec.Struct, frozen=True):
+    """A feed's row of clerk_feed.rendered."""
+
+    id: int
+    items_table: str | None
+    items: int
+    invalid: int
+
+
+class _Counts(msgspec.Struct, frozen=True):
+    """What was written."""
+
+    inserted: int = 0
+    """Rows, valid or not."""
+    deleted: int = 0
+    stamped: int = 0
+    """Rows whose doc is new or another one."""
+    vanished: int = 0
+
+
+class Refresher:
+    """Refreshes rendered feeds, each on a connection of its own."""
+
+    def __init__(self, connect: Connect, emit: Emit) -> None:
+        """`connect` opens a connection that has no deadline on statements."""
+        self._connect = connect
+        self._emit = emit
+
+    async def refresh(
+        self,
+        store: Store,
+        feed: FeedName,
+        *,
+        accept_shrink: bool = False,
+        unless_tried_within: float | None = None,
+        watch: Watch | None = None,
+    ) -> Summary | None:
+        """Bring a feed's items up to date. None where it was tried within so many seconds.
+
+        Raises RefreshError, and what asyncpg raises where no connection can be had.
+        """
+        connection = await self._connect()
+        watching: asyncio.Task[None] | None = None
+        try:
+            id = await _registered(connection, store.name, feed)
+            if watch:
+                watching = asyncio.create_task(self._watch(id, watch))
+            return await self._recorded(
+                connection, id, store, feed, accept_shrink=accept_shrink, unless_tried_within=unless_tried_within
+            )
+        finally:
+            if watching:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+            # A statement may still run, and whoever waits for it must not: the server ends it when nobody listens.
+            connection.terminate()
+
+    async def preview(self, store: Store, feed: FeedName) -> Summary:
+        """What a refresh would come to; nothing is written. Raises RefreshError like refresh."""
+        connection = await self._connect()
+        started = time.monotonic()
+        try:
+            await connection.execute("begin isolation level repeatable read read only")
+            await connection.execute(_SETTINGS)
+            row = await connection.fetchrow(_STATE, store.name, feed)
+            state = msgspec.convert(dict(row), _State) if row else _State(0, None, 0, 0)
+            how = rendering(store.name, feed, *await columns_of(connection, store, feed))
+            return await _previewed(connection, state, how, store.name, feed, started)
+        except Refusal as refusal:
+            raise RefreshError(f"{refusal.detail} {refusal.fix}") from refusal
+        except asyncpg.PostgresError as error:
+            raise RefreshError(f"PostgreSQL refused: {error} (SQLSTATE {error.sqlstate})") from error
+        finally:
+            connection.terminate()
+
+    async def _recorded(
+        self,
+        connection: Any,
+        id: int,
+        store: Store,
+        feed: FeedName,
+        *,
+        accept_shrink: bool,
+        unless_tried_within: float | None,
+    ) -> Summary | None:
+        """The refresh, with its outcome on record and told, whatever it is."""
+        started = time.monotonic()
+        began = await connection.fetchval("select clock_timestamp()::text")
+        try:
+            summary = await _refreshed(
+                connection, id, store, feed, accept_shrink=accept_shrink, unless_tried_within=unless_tried_within
+            )
+        except RefreshHeldBackError as held:
+            await _note(connection, id, began, "held back", held.items, held.most, str(held))
+            self._emit(RefreshHeldBack(store=store.name, feed=feed, items=held.items, most=held.most))
+            raise
+        except RefreshBusyError:
+            raise
+        except (RefreshError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            told = error if isinstance(error, RefreshError) else await _explained(connection, store, feed, error)
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await _note(connection, id, began, "failed", None, None, str(told))
+            self._emit(RefreshFailed(store=store.name, feed=feed, cause=str(told)))
+            raise told from error
+        if summary is not None:
+            seconds = time.monotonic() - started
+            summary = msgspec.structs.replace(summary, seconds=seconds)
+            self._emit(Refreshed(**msgspec.structs.asdict(summary)))
+        return summary
+
+    async def _watch(self, id: int, watch: Watch) -> None:
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            connection = await self._connect()
+            try:
+                while True:
+                    await asyncio.sleep(0.5)
+                    done = await connection.fetchval(f"select last_value from {_sequence(id)}")  # noqa: S608
+                    expected = await connection.fetchval(
+                        "select items + invalid from clerk_feed.rendered where id = $1", id
+                    )
+                    watch(done, expected or None)
+            finally:
+                connection.terminate()
+
+
+async def _refreshed(
+    connection: Any,
+    id: int,
+    store: Store,
+    feed: FeedName,
+    *,
+    accept_shrink: bool,
+    unless_tried_within: float | None,
+) -> Summary | None:
+    """One refresh, again where another one has just ended in between."""
+    for _ in range(_CONFLICTS):
+        # A process that died after its commit has left this undone.
+        await connection.execute(_VISIBLE, id)
+        await connection.execute("begin isolation level repeatable read")
+        try:
+            await connection.execute(_SETTINGS)
+            if not await connection.fetchval("select pg_try_advisory_xact_lock($1, $2)", REFRESH_LOCK, id):
+                raise RefreshBusyError(f"{feed} of {store.name} is being refreshed by another process.")
+            # Fails where a refresh has committed after our snapshot was taken and before we had the lock.
+            row = await connection.fetchrow(_STATE + " for update", store.name, feed)
+            if row is None:
+                raise RefreshError(f"{feed} of {store.name} has lost its row in clerk_feed.rendered; try again.")
+            if unless_tried_within is not None and await connection.fetchval(_TRIED, id, unless_tried_within):
+                await connection.execute("rollback")
+                return None
+            state = msgspec.convert(dict(row), _State)
+            summary = await _Run(connection, store, feed, state, accept_shrink=accept_shrink).run()
+            await connection.execute("commit")
+        except asyncpg.SerializationError:
+            await connection.execute("rollback")
+            continue
+        except BaseException:
+            if not connection.is_closed():
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await connection.execute("rollback")
+            raise
+        await connection.execute(_VISIBLE, id)
+        await _drop_old(connection, id)
+        return summary
+    raise RefreshBusyError(f"{feed} of {store.name} is refreshed by other processes all the time.")
+
+
+class _Run:
+    """The statements of one refresh, inside its transaction."""
+
+    def __init__(self, connection: Any, store: Store, feed: FeedName, state: _State, *, accept_shrink: bool) -> None:
+        self._connection = connection
+        self._store = store
+        self._feed = feed
+        self._state = state
+        self._accept_shrink = accept_shrink
+
+    async def run(self) -> Summary:
+        connection, store, feed, state = self._connection, self._store.name, self._feed, self._state
+        how = await self._rendering()
+        most = await connection.fetchval(_MOST, state.id)
+        kept = state.items_table and await key_of_items(connection, state.items_table)
+        if kept == how.key and not self._accept_shrink and await connection.fetchval(_IS_HELD_BACK, state.id):
+            # It was held back before, and most probably is again: look first, instead of writing and undoing.
+            preview = await _previewed(connection, state, how, store, feed, 0)
+            self._require_enough(preview.items, preview.invalid, most)
+        began, stamp = await connection.fetchrow(_STAMP, state.id)
+        await connection.fetchval(f"select setval('{_sequence(state.id)}', 1, false)")
+        if kept == how.key and state.items_table:
+            table = state.items_table
+            counts, items = await self._merged(how, table, stamp)
+        else:
+            table = _next_table(state)
+            counts, items = await self._filled(how, table, stamp, old=state.items_table if kept else None)
+        invalid = await self._note_faults(table, stamp)
+        self._require_enough(items, invalid, most)
+        added = items - state.items + counts.vanished if kept else items
+        changed = counts.stamped - added if kept == how.key else 0
+        summary = Summary(store, feed, items, added, changed, items - added - changed, counts.vanished, invalid, 0)
+        await connection.execute(
+            _RECORD, state.id, began, stamp, items, added, changed, summary.unchanged, counts.vanished, invalid,
+            self._accept_shrink,
+        )  # fmt: skip
+        if (table, items, invalid) != (state.items_table, state.items, state.invalid) or counts.stamped:
+            await connection.execute(_UPDATE_STATE, state.id, table, items, invalid)
+        if self._accept_shrink:
+            await connection.execute(_ACCEPT, store, feed, items)
+        await connection.execute(_SWEEP, state.id, store, feed)
+        # Last, and for a moment: what is being deleted at Clerk right now must not come back meanwhile.
+        await connection.execute("select pg_advisory_xact_lock($1, $2)", OUTBOX_LOCK, state.id)
+        return summary
+
+    async def _rendering(self) -> Rendering:
+        try:
+            relation, columns = await columns_of(self._connection, self._store, self._feed)
+            return rendering(self._store.name, self._feed, relation, columns)
+        except Refusal as refusal:
+            raise RefreshError(f"{refusal.detail} {refusal.fix}") from refusal
+
+    def _require_enough(self, items: int, invalid: int, most: int | None) -> None:
+        if not self._accept_shrink and shrunk(items, invalid, most, self._store.feed(self._feed)):
+            raise RefreshHeldBackError(self._store.name, self._feed, items, most)
+
+    async def _merged(self, how: Rendering, table: str, stamp: str) -> tuple[_Counts, int]:
+        """Write what differs. Answers what was written, and how many items there are then."""
+        connection, state = self._connection, self._state
+        never_valid = await connection.fetchval(_NEVER_VALID.format(table=items_relation(table)))
+        version = await connection.fetchval("select current_setting('server_version_num')::int")
+        write = _MERGE if version >= _MERGE_SINCE else _WRITE
+        row = await connection.fetchrow(_statement(write, how, table, state.id), stamp, self._store.name, self._feed)
+        counts = _Counts(**row)
+        rows = state.items + never_valid + counts.inserted - counts.deleted
+        return counts, rows - await connection.fetchval(_NEVER_VALID.format(table=items_relation(table)))
+
+    async def _filled(self, how: Rendering, table: str, stamp: str, *, old: str | None) -> tuple[_Counts, int]:
+        """Make the table of items anew. What the old one had under another type of key is gone if its text is."""
+        connection = self._connection
+        await connection.execute(f"drop table if exists {items_relation(table)}")
+        for sql in _CREATE.format(table=items_relation(table), id=f"{how.key.family}{how.key.order}").split(";"):
+            await connection.execute(sql)
+        await connection.execute(_statement(_FILL, how, table, self._state.id), stamp)
+        for sql in _INDEX.format(table=items_relation(table)).split(";"):
+            await connection.execute(sql)
+        items = await connection.fetchval(f"select count(*) from {items_relation(table)} where doc is not null")  # noqa: S608
+        vanished = 0
+        if old is not None:
+            before = await key_of_items(connection, old)
+            json_id = "o.id::text" if before and before.family == "int8" else "to_json(o.id::text)::text"
+            vanished = await connection.fetchval(
+                _BURY_OLD.format(old=items_relation(old), table=items_relation(table), json_id=json_id),
+                stamp, self._store.name, self._feed,
+            )  # fmt: skip
+        return _Counts(inserted=items, stamped=items, vanished=vanished), items
+
+    async def _note_faults(self, table: str, stamp: str) -> int:
+        """Bring clerk_feed.invalid up to date; how many rows have faults."""
+        connection, place = self._connection, (self._store.name, self._feed)
+        relation = items_relation(table)
+        invalid: int = await connection.fetchval(f"select count(*) from {relation} where faults is not null")  # noqa: S608
+        if invalid or await connection.fetchval(_HAS_INVALID, *place):
+            await connection.execute(_FORGET_FAULTS.format(table=relation), *place)
+            await connection.execute(_NOTE_FAULTS.format(table=relation), *place, stamp)
+        if invalid and self._store.feed(self._feed).strict:
+            first = await connection.fetchrow(_FIRST_INVALID, *place)
+            raise RefreshError(
+                f"The item with id {first['id']} of {self._feed}: {first['attribute']} {first['reason']}, and the feed"
+                " is strict. Give the item the attribute, leave it out in the view, or set strict = false."
+            )
+        return invalid
+
+
+async def _registered(connection: Any, store: str, feed: FeedName) -> int:
+    """The feed's number, with its counter of rows in place."""
+    row = await connection.fetchrow(_STATE, store, feed)
+    if row is None:
+        await connection.execute(
+            "insert into clerk_feed.rendered (store, feed) values ($1, $2) on conflict do nothing", store, feed
+        )
+        row = await connection.fetchrow(_STATE, store, feed)
+    id: int = row["id"]
+    # A sequence is what another session can look at while a statement runs; in steps of 1000 it costs next to nothing.
+    if await connection.fetchval("select to_regclass($1) is null", _sequence(id)):
+        with suppress(asyncpg.UniqueViolationError, asyncpg.DuplicateTableError):  # another process was faster
+            await connection.execute(f"create sequence if not exists {_sequence(id)} cache 1000")
+    return id
+
+
+def _sequence(id: int) -> str:
+    return f"clerk_feed.rendered_rows_{id}"
+
+
+def _next_table(state: _State) -> str:
+    number = int(state.items_table.rpartition("_")[2]) + 1 if state.items_table else 1
+    return f"items_{state.id}_{number}"
+
+
+async def _drop_old(connection: Any, id: int) -> None:
+    """Drop tables of an earlier type of key, if nobody reads them just now; the next refresh tries again."""
+    for table in [row["relname"] for row in await connection.fetch(_OLD_TABLES, id)]:
+        with suppress(asyncpg.PostgresError):
+            await connection.execute("begin")
+            try:
+                await connection.execute("set local lock_timeout = '1s'")
+                await connection.execute(f"drop table if exists {items_relation(table)}")
+            finally:
+                await connection.execute("commit")
+
+
+async def _note(
+    connection: Any, id: int, began: str, outcome: str, items: int | None, most: int | None, detail: str
+) -> None:
+    await connection.execute(_NOTE, id, began, outcome, items, most, detail[:2000])
+
+
+async def _explained(connection: Any, store: Store, feed: FeedName, error: Exception) -> RefreshError:
+    """What went wrong, for people. Two rows with one id show as one of two errors."""
+    if isinstance(error, asyncpg.CardinalityViolationError | asyncpg.UniqueViolationError):
+        with suppress(Refusal, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            relation, _ = await columns_of(connection, store, feed)
+            twice = await connection.fetchval(
+                f'select s."id"::text from {relation} as s group by s."id" having count(*) > 1 limit 1'  # noqa: S608
+            )
+            if twice is not None:
+                return RefreshError(
+                    f"{relation} has more than one row with the id {twice}; the id of an item must be its own."
+                )
+    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, LOST):
+        return RefreshError(f"PostgreSQL refused: {error} (SQLSTATE {error.sqlstate})")
+    return RefreshError(f"The database went away ({type(error).__name__}).")
+
+
+async def _previewed(
+    connection: Any, state: _State, how: Rendering, store: str, feed: FeedName, started: float
+) -> Summary:
+    """The counts of a refresh, by reading only."""
+    key = await key_of_items(connection, state.items_table) if state.items_table else None
+    if state.items_table is None or key != how.key:
+        row = await connection.fetchrow(
+            f"select count(*) filter (where {how.valid}) as added, count(*) as all from {how.relation} as s"  # noqa: S608
+            ' where s."id" is not null'
+        )
+        seconds = time.monotonic() - started
+        return Summary(store, feed, row["added"], row["added"], 0, 0, 0, row["all"] - row["added"], seconds)
+    row = await connection.fetchrow(_PREVIEW.format(table=items_relation(state.items_table), **_parts(how)))
+    items = state.items + row["added"] - row["vanished"]
+    unchanged = items - row["added"] - row["changed"]
+    seconds = time.monotonic() - started
+    return Summary(
+        store, feed, items, row["added"], row["changed"], unchanged, row["vanished"], row["invalid"], seconds
+    )
+
+
+def _parts(how: Rendering) -> dict[str, str]:
+    return {"doc": how.doc, "faults": how.faults, "source": str(how.relation), "json_id": how.json_id}
+
+
+def _statement(template: str, how: Rendering, table: str, id: int) -> str:
+    return template.format(table=items_relation(table), tick=f"nextval('{_sequence(id)}')", **_parts(how))
+
+
+_SETTINGS = """
+set local statement_timeout = 0;
+set local idle_in_transaction_session_timeout = '60s';
+set local lock_timeout = '60s';
+set local timezone = 'UTC';
+set local datestyle = 'ISO';
+set local extra_float_digits = 1;
+set local jit = off;
+set local synchronous_commit = local
+"""
+
+_STATE = "select id, items_table, items, invalid from clerk_feed.rendered where store = $1 and feed = $2"
+
+_UPDATE_STATE = "update clerk_feed.rendered set items_table = $2, items = $3, invalid = $4 where id = $1"
+
+_TRIED = """
+select exists (
+  select from clerk_feed.refresh
+  where rendered = $1 and finished > clock_timestamp() - $2::float8 * interval '1 second'
+)
+"""
+
+_VISIBLE = """
+update clerk_feed.refresh set visible = clock_timestamp() where rendered = $1 and stamp is not null and visible is null
+"""
+
+# The measure of a shrink: what there was in 24 hours, and at their beginning. A size that an operator accepted voids
+# what there was before it.
+_MOST = """
+with done as (
+  select id, items, finished
+  from clerk_feed.refresh
+  where rendered = $1 and outcome = 'done'
+    and id >= coalesce((select max(id) from clerk_feed.refresh where rendered = $1 and accepted), 0)
+)
+select max(items)
+from done
+where finished > now() - interval '24 hours'
+  or id = (select max(id) from done where finished <= now() - interval '24 hours')
+"""
+
+_IS_HELD_BACK = """
+select coalesce((
+  select outcome = 'held back'
+  from clerk_feed.refresh
+  where rendered = $1 and outcome <> 'failed'
+  order by id desc
+  limit 1
+), false)
+"""
+
+# Later than every stamp before, whatever the clock does.
+_STAMP = """
+select
+  now()::text as began,
+  greatest(
+    clock_timestamp(),
+    (select max(stamp) from clerk_feed.refresh where rendered = $1) + interval '1 microsecond'
+  )::text as stamp
+"""
+
+_RECORD = """
+insert into clerk_feed.refresh
+  (rendered, started, outcome, stamp, items, added, changed, unchanged, vanished, invalid, accepted)
+values ($1, $2::text::timestamptz, 'done', $3::text::timestamptz, $4, $5, $6, $7, $8, $9, $10)
+"""
+
+_NOTE = """
+insert into clerk_feed.refresh (rendered, started, outcome, items, most, detail)
+values ($1, $2::text::timestamptz, $3, $4, $5, $6)
+"""
+
+_ACCEPT = """
+insert into clerk_feed.accepted_shrink (store, feed, items)
+values ($1, $2, $3)
+on conflict (store, feed) do update set items = excluded.items, accepted = clock_timestamp()
+"""
+
+# What no measure, no delta and no walk needs any more.
+_SWEEP = f"""
+with refreshes as (
+  delete from clerk_feed.refresh
+  where rendered = $1 and finished < now() - interval '{KEPT_DAYS} days'
+    and id < (select max(id) from clerk_feed.refresh where rendered = $1 and outcome = 'done')
+)
+delete from clerk_feed.tombstone
+where store = $2 and feed = $3 and vanished < now() - interval '{KEPT_DAYS} days'
+"""  # noqa: S608 (a number of ours)
+
+_OLD_TABLES = """
+select c.relname::text
+from pg_class as c
+join clerk_feed.rendered as r on r.id = $1
+where c.relnamespace = 'clerk_feed'::regnamespace and c.relkind = 'r'
+  and c.relname ~ ('^items_' || r.id || '_[0-9]+$') and c.relname is distinct from r.items_table
+"""
+
+_NEVER_VALID = "select count(*) from {table} where faults is not null and doc is null"
+
+# Docs lie in the row itself up to a page's size, uncompressed: reading them costs no look-up and no unpacking.
+_CREATE = """
+create table {table} (id {id} not null, doc json, modified_at timestamptz, faults jsonb)
+  with (fillfactor = 90, toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0.05);
+alter table {table} alter column doc set storage external
+"""
+
+_INDEX = """
+alter table {table} add primary key (id);
+create index on {table} (modified_at, id) where doc is not null;
+create index on {table} (id) where faults is not null;
+analyze {table}
+"""
+
+# OFFSET 0 fences the rendering off: unfenced, PostgreSQL would render a row once for each mention of its doc. In the
+# order of the key both sides come from their indexes and are merged, instead of hashing a catalog.
+_RENDERED = """
+    select s."id", {doc} as doc, {faults} as faults, {tick}
+    from {source} as s
+    where s."id" is not null
+    order by s."id"
+    offset 0
+"""
+
+_FILL = f"""
+insert into {{table}} (id, doc, modified_at, faults)
+select s."id", s.doc::json, case when s.doc is not null then $1::text::timestamptz end, s.faults
+from ({_RENDERED}) as s
+"""  # noqa: S608 (our own text)
+
+_BURY_OLD = """
+with buried as (
+  insert into clerk_feed.tombstone (store, feed, item, json_id, vanished)
+  select $2, $3, o.id::text, ({json_id})::json, $1::text::timestamptz
+  from {old} as o
+  where o.doc is not null and not exists (select from {table} as t where t.id::text = o.id::text)
+  returning 1
+)
+select count(*) from buried
+"""
+
+_COUNTED = """, buried as (
+  insert into clerk_feed.tombstone (store, feed, item, json_id, vanished)
+  select $2, $3, done.item, done.json_id::json, $1::text::timestamptz
+  from done
+  where done.action = 'DELETE' and done.has_doc
+)
+select
+  count(*) filter (where action = 'INSERT') as inserted,
+  count(*) filter (where action = 'DELETE') as deleted,
+  count(*) filter (where action <> 'DELETE' and is_stamped) as stamped,
+  count(*) filter (where action = 'DELETE' and has_doc) as vanished
+from done
+"""
+
+_DONE = """t.id::text as item, {json_id} as json_id, t.doc is not null as has_doc,
+    coalesce(t.modified_at = $1::text::timestamptz, false) as is_stamped"""
+
+_MERGE = f"""
+with done as (
+  merge into {{table}} as t
+  using ({_RENDERED}) as s
+  on t.id = s."id"
+  when matched and s.doc is not null and t.doc::text is distinct from s.doc then
+    update set doc = s.doc::json, modified_at = $1::text::timestamptz, faults = null
+  when matched and s.faults is distinct from t.faults then
+    update set faults = s.faults
+  when not matched then
+    insert (id, doc, modified_at, faults)
+    values (s."id", s.doc::json, case when s.doc is not null then $1::text::timestamptz end, s.faults)
+  when not matched by source then
+    delete
+  returning merge_action() as action, {_DONE}
+){_COUNTED}"""  # noqa: S608 (our own text)
+
+# The same before PostgreSQL 17. All three see the table as it was.
+_WRITE = f"""
+with updated as (
+  update {{table}} as t
+  set
+    doc = case when s.doc is null then t.doc else s.doc::json end,
+    modified_at = case
+      when s.doc is null or t.doc::text is not distinct from s.doc then t.modified_at else $1::text::timestamptz
+    end,
+    faults = s.faults
+  from ({_RENDERED}) as s
+  where t.id = s."id"
+    and (s.doc is not null and t.doc::text is distinct from s.doc or s.faults is distinct from t.faults)
+  returning 'UPDATE' as action, {_DONE}
+), inserted as (
+  insert into {{table}} as t (id, doc, modified_at, faults)
+  select s."id", s.doc::json, case when s.doc is not null then $1::text::timestamptz end, s.faults
+  from (
+    select s."id", {{doc}} as doc, {{faults}} as faults
+    from {{source}} as s
+    where s."id" is not null and not exists (select from {{table}} as known where known.id = s."id")
+    offset 0
+  ) as s
+  returning 'INSERT' as action, {_DONE}
+), deleted as (
+  delete from {{table}} as t
+  where not exists (select from {{source}} as s where s."id" = t.id)
+  returning 'DELETE' as action, {_DONE}
+), done as (
+  select * from updated
+  union all
+  select * from inserted
+  union all
+  select * from deleted
+){_COUNTED}"""  # noqa: S608 (our own text)
+
+_PREVIEW = """
+select
+  count(*) filter (where s.doc is not null and t.doc is null) as added,
+  count(*) filter (where s.doc is not null and t.doc is not null and t.doc::text <> s.doc) as changed,
+  count(*) filter (where s."id" is null and t.doc is not null) as vanished,
+  count(*) filter (where s.faults is not null) as invalid
+from (
+  select s."id", {doc} as doc, {faults} as faults
+  from {source} as s
+  where s."id" is not null
+  order by s."id"
+  offset 0
+) as s
+full join {table} as t on t.id = s."id"
+"""
+
+_HAS_INVALID = "select exists (select from clerk_feed.invalid where store = $1 and feed = $2)"
+
+_FORGET_FAULTS = """
+delete from clerk_feed.invalid as i
+where i.store = $1 and i.feed = $2
+  and not exists (
+    select
+    from {table} as t, jsonb_object_keys(t.faults) as f (attribute)
+    where t.faults is not null and t.id::text = i.id and f.attribute = i.attribute
+  )
+"""
+
+_NOTE_FAULTS = """
+insert into clerk_feed.invalid (store, feed, id, attribute, reason, since)
+select $1, $2, t.id::text, f.attribute, f.reason, $3::text::timestamptz
+from {table} as t, jsonb_each_text(t.faults) as f (attribute, reason)
+where t.faults is not null
+on conflict (store, feed, id, attribute) do update
+set reason = excluded.reason
+where invalid.reason <> excluded.reason
+"""
+
+_FIRST_INVALID = """
+select id, attribute, reason from clerk_feed.invalid where store = $1 and feed = $2 order by since, id limit 1
+"""
+
+
+async def connection_for_refresh(dsn: str) -> Any:
+    """A connection without a deadline, which the server gives up within seconds when nobody holds it any more."""
+    connection = await asyncpg.connect(dsn, timeout=10, command_timeout=None, statement_cache_size=0)
+    with suppress(asyncpg.PostgresError):  # not on every system
+        await connection.execute("set client_connection_check_interval = '2s'")
+    return connection

@@ -1,0 +1,484 @@
+"""Refreshing among many: writers, importers, several processes, and processes that die."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from app.catalog.rendered import REFRESH_LOCK, RefreshBusyError
+from tests.clerk import FakeClerk
+from tests.conftest import PRODUCTS, Database, Serve, Shop, base_config, eventually
+from tests.rendered import RenderedShop, bare, rendered, rendered_service
+
+__all__ = ["bare", "rendered", "rendered_service"]
+
+
+def now(shop: Shop) -> float:
+    return float(shop.database.value("select extract(epoch from clock_timestamp())::float8"))
+
+
+# Deltas
+
+
+def test_a_delta_holds_what_changed_whatever_the_source_says(rendered: RenderedShop) -> None:
+    """A joined price changes: modified_at of the row does not."""
+    rendered.execute("alter table {s}.products rename to base; create table {s}.prices as select id, 5 as amount"
+                     " from {s}.base")  # fmt: skip
+    rendered.execute("""create view {s}.products as select b.id, name, description, p.amount as price, image, url,
+        categories, created_at, modified_at from {s}.base as b join {s}.prices as p on p.id = b.id""")
+    rendered.refresh()
+    before = wait_a_second(rendered)
+    rendered.execute("update {s}.prices set amount = 6 where id in (17, 42)")
+    rendered.refresh()
+    assert rendered.delta(before) == [17, 42]
+    assert rendered.delta(wait_a_second(rendered)) == []
+
+
+def wait_a_second(shop: RenderedShop) -> float:
+    """modified_after has whole seconds: a moment that lies in a second of its own."""
+    moment = int(now(shop)) + 1
+    eventually(lambda: now(shop) > moment)
+    return moment
+
+
+def test_a_refresh_is_in_the_delta_of_whoever_asked_before_it_could_be_seen(rendered: RenderedShop) -> None:
+    """However long it took: its stamp is older than the importer's last sync."""
+    rendered.execute("update {s}.products set name = 'Table' where id = 7")
+    rendered.execute("alter table {s}.products rename to base")
+    rendered.execute("""create view {s}.products as select id, name, description, price, image, url, categories,
+        created_at + case when id = 50 then pg_sleep(3)::text::interval else '0' end as created_at
+        from {s}.base""".replace("pg_sleep(3)::text::interval", "{s}.slow()").replace(
+        "create view", "create function {s}.slow() returns interval language plpgsql as"
+        " $$ begin perform pg_sleep(2.5); return '0'; end $$; create view"))  # fmt: skip
+    thread = threading.Thread(target=rendered.refresh)
+    thread.start()
+    eventually(lambda: locks(rendered) == 1)
+    asked = wait_a_second(rendered)
+    assert thread.is_alive()
+    assert rendered.delta(asked) == []
+    thread.join()
+    stamp, visible = rendered.database.fetch(
+        "select extract(epoch from stamp)::float8, extract(epoch from visible)::float8 from clerk_feed.refresh"
+        " order by id desc limit 1"
+    )[0]
+    assert stamp < asked < visible
+    assert rendered.delta(asked) == [7]
+
+
+def locks(shop: RenderedShop) -> int:
+    return int(
+        shop.database.value(
+            "select count(*) from pg_locks where locktype = 'advisory' and classid = $1 and objid ="
+            " (select id from clerk_feed.rendered where store = $2 and feed = 'products') and granted",
+            REFRESH_LOCK,
+            shop.name,
+        )
+    )
+
+
+def test_a_refresh_whose_visibility_was_never_noted_is_in_every_delta_until_the_next(rendered: RenderedShop) -> None:
+    rendered.execute("update {s}.products set name = 'Table' where id = 7")
+    rendered.refresh()
+    mine = "rendered = (select id from clerk_feed.rendered where store = '{s}' and feed = 'products')"
+    rendered.execute("update clerk_feed.refresh set visible = null where id ="
+                     f" (select max(id) from clerk_feed.refresh where {mine})")  # fmt: skip
+    late = wait_a_second(rendered)
+    assert rendered.delta(late) == [7]
+    rendered.refresh()
+    assert rendered.delta(late) == [7]
+    assert rendered.delta(wait_a_second(rendered)) == []
+
+
+def test_no_change_falls_between_deltas_while_a_writer_a_refresher_and_an_importer_work(
+    rendered: RenderedShop,
+) -> None:
+    """An importer keeps a copy by deltas alone, without any overlap; in the end it equals the source.
+
+    The writer commits some transactions long after they wrote, and refreshes take a while.
+    """
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def guarded(work: Any) -> threading.Thread:
+        def run() -> None:
+            try:
+                while not stop.is_set():
+                    work()
+            except BaseException as error:  # noqa: BLE001 (a thread's failure is the test's)
+                failures.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    count = 0
+
+    def write() -> None:
+        nonlocal count
+        count += 1
+        work = rendered.loop.run(
+            writes(rendered.database.dsn, rendered.name, count, 0.3 if count % 5 == 0 else 0.0), timeout=30
+        )
+        assert work is None
+
+    copy: dict[int, str] = {}
+    last = 1.0
+
+    def sync() -> None:
+        nonlocal last
+        # Clerk notes when it began, by its own clock in whole seconds, and asks from there the next time.
+        began = float(int(now(rendered)))
+        for item in rendered.walk("products", 40, modified_after=str(int(last) if last > 1e8 else 100_000_001)):
+            copy[item["id"]] = item["name"]
+        last = began
+
+    threads = [guarded(write), guarded(rendered.refresh), guarded(sync)]
+    eventually(lambda: count > 60 or bool(failures), 60)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    rendered.refresh()
+    sync()
+    source = {
+        row["id"]: row["name"] for row in rendered.database.fetch(f"select id, name from {rendered.name}.products")
+    }
+    assert {id: copy.get(id) for id in source} == source
+
+
+async def writes(dsn: str, schema: str, number: int, pause: float) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"update {schema}.products set name = 'n{number}' where id % 37 = {number % 37}")
+            await connection.execute(f"insert into {schema}.products (id, name) values ({1000 + number}, 'new')")
+            await asyncio.sleep(pause)
+    finally:
+        await connection.close()
+
+
+# Readers
+
+
+def test_readers_are_not_blocked_and_a_page_never_mixes_old_and_new(rendered: RenderedShop) -> None:
+    rendered.execute("update {s}.products set name = '0'")
+    rendered.refresh()
+    stop = threading.Event()
+
+    def refresh() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            rendered.execute("update {s}.products set name = $1", str(number))
+            rendered.refresh()
+
+    thread = threading.Thread(target=refresh)
+    thread.start()
+    try:
+        seen: set[str] = set()
+        deadline = time.monotonic() + 20
+        while len(seen) < 6 and time.monotonic() < deadline:
+            names = {item["name"] for item in rendered.items("products?limit=100&offset=0")}
+            assert len(names) == 1
+            seen |= names
+    finally:
+        stop.set()
+        thread.join()
+    assert len(seen) >= 6
+
+
+def test_a_reader_in_the_middle_of_the_old_items_does_not_stop_a_refresh(rendered: RenderedShop) -> None:
+    async def both() -> None:
+        reader = await asyncpg.connect(rendered.database.dsn)
+        try:
+            async with reader.transaction(isolation="repeatable_read"):
+                await reader.fetch(f"select * from {table}")
+                await asyncio.wait_for(rendered.refresher().refresh(rendered.store(), "products"), 30)
+        finally:
+            await reader.close()
+
+    table = rendered.items_table()
+    rendered.execute("update {s}.products set name = 'Table'")
+    rendered.loop.run(both())
+    assert {item["name"] for item in rendered.items("products")} == {"Table"}
+
+
+# Several processes
+
+
+def test_only_one_refresh_of_a_feed_at_a_time(rendered: RenderedShop) -> None:
+    id = rendered.database.value(
+        "select id from clerk_feed.rendered where store = $1 and feed = 'products'", rendered.name
+    )
+    rendered.database.execute("select pg_advisory_lock($1, $2)", REFRESH_LOCK, id)
+    try:
+        with pytest.raises(RefreshBusyError, match="is being refreshed by another process"):
+            rendered.refresh()
+    finally:
+        rendered.database.execute("select pg_advisory_unlock($1, $2)", REFRESH_LOCK, id)
+    assert rendered.refresh().unchanged == 100
+
+
+def test_refreshes_that_are_started_together_all_end_well(rendered: RenderedShop) -> None:
+    async def many() -> list[Any]:
+        tries = (rendered.refresher().refresh(rendered.store(), "products") for _ in range(6))
+        return await asyncio.gather(*tries, return_exceptions=True)
+
+    for number in range(5):
+        rendered.execute("update {s}.products set name = $1", f"name {number}")
+        outcomes = rendered.loop.run(many())
+        assert all(not isinstance(o, BaseException) or isinstance(o, RefreshBusyError) for o in outcomes), outcomes
+        assert {item["name"] for item in rendered.items("products")} == {f"name {number}"}
+
+
+def test_several_services_refresh_a_feed_once_an_interval_and_go_on_when_one_dies(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    database.execute("create schema dk")
+    database.execute(PRODUCTS.replace("{s}", "dk"))
+    database.execute("insert into dk.products (id) select generate_series(1, 10)")
+    config = base_config(database.dsn, clerk.verify_url) + (
+        '[stores.dk]\npublic_key = "key-dk"\n[stores.dk.feeds.products]\nrendered = true\nrefresh_every = "2s"\n'
+    )
+    services = [serve(config) for _ in range(3)]
+    done = "select count(*) from clerk_feed.refresh where outcome = 'done'"
+    eventually(lambda: database.value(done) >= 3)
+    assert services[1].get("/dk/products").status == 200
+    gaps = database.fetch(
+        "select extract(epoch from started - lag(finished) over (order by id)) as gap from clerk_feed.refresh"
+    )
+    # Nine tenths of the interval, whichever process it was.
+    assert all(row["gap"] is None or row["gap"] > 1.7 for row in gaps), gaps
+    services[0].stop(signal.SIGKILL)
+    services[1].stop()
+    there = database.value(done)
+    database.execute("update dk.products set name = 'Table' where id = 3")
+    eventually(lambda: database.value(done) >= there + 2)
+    names = {item["id"]: item["name"] for item in services[2].get("/dk/products").lines}
+    assert names[3] == "Table"
+    assert [e for s in services for e in s.events("Refreshed")]
+
+
+def test_readyz_is_degraded_while_a_refresh_is_held_back_or_late_and_serves(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    database.execute("create schema dk")
+    database.execute(PRODUCTS.replace("{s}", "dk"))
+    database.execute("insert into dk.products (id) select generate_series(1, 100)")
+    service = serve(
+        base_config(database.dsn, clerk.verify_url)
+        + '[stores.dk]\npublic_key = "key-dk"\n[stores.dk.feeds.products]\nrendered = true\nrefresh_every = "1s"\n'
+    )
+    eventually(lambda: service.get("/-/readyz", token=None).json == {"status": "ok"})
+    database.execute("delete from dk.products where id > 20")
+    eventually(lambda: service.get("/-/readyz", token=None).json == {"status": "degraded"})
+    answer = service.get("/-/readyz", token=None, admin=True)
+    assert answer.status == 200
+    (reason,) = answer.json["reasons"]
+    assert "would have 20 items; the most in 24 hours were 100" in reason
+    assert "clerk-feed refresh --store dk --feed products --accept-shrink" in reason
+    assert len(service.get("/dk/products").lines) == 100
+    held = service.events("RefreshHeldBack")[0]
+    assert (held["store"], held["feed"], held["items"], held["most"]) == ("dk", "products", 20, 100)
+    config = service.log.parent / "feed.toml"
+    done = command(config, "refresh", "--store", "dk", "--feed", "products", "--accept-shrink")
+    assert done.returncode == 0, done.stderr
+    assert "dk/products: 20 items: 0 new, 0 changed, 20 unchanged, 80 vanished, 0 invalid" in done.stdout
+    eventually(lambda: service.get("/-/readyz", token=None).json == {"status": "ok"})
+    assert len(service.get("/dk/products").lines) == 20
+    # The source is gone: what was rendered is served, and after three intervals it is too old.
+    database.execute("alter table dk.products rename to elsewhere")
+    eventually(lambda: service.get("/-/readyz", token=None).json == {"status": "degraded"})
+    (reason,) = service.get("/-/readyz", token=None, admin=True).json["reasons"]
+    assert "products of dk was last refreshed" in reason
+    assert "has no view or table" in reason
+    assert len(service.get("/dk/products").lines) == 20
+
+
+def command(config: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app", words[0], "--config", str(config), *words[1:]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        check=False,
+    )
+
+
+# The command
+
+
+@pytest.fixture
+def config(rendered: RenderedShop, tmp_path: Path) -> Path:
+    path = tmp_path / "feed.toml"
+    path.write_text(f"""
+[database]
+dsn = {json.dumps(rendered.database.dsn)}
+[stores.{rendered.name}]
+public_key = "pk"
+feeds.products.rendered = true
+""")
+    return path
+
+
+def test_the_command_says_what_a_refresh_came_to(rendered: RenderedShop, config: Path) -> None:
+    rendered.execute("update {s}.products set name = 'Table' where id = 7")
+    would = command(config, "refresh", "--dry-run")
+    assert would.returncode == 0, would.stderr
+    counts = f"{rendered.name}/products: 100 items: 0 new, 1 changed, 99 unchanged, 0 vanished, 0 invalid"
+    assert would.stdout.startswith(counts)
+    assert "nothing was written" in would.stdout
+    done = command(config, "refresh")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(counts)
+    assert command(config, "refresh").stdout.startswith(counts.replace("1 changed, 99", "0 changed, 100"))
+
+
+def test_the_command_exits_non_zero_where_a_refresh_is_held_back(rendered: RenderedShop, config: Path) -> None:
+    rendered.execute("delete from {s}.products where id > 10")
+    done = command(config, "refresh")
+    assert done.returncode == 1
+    assert "products of" in done.stderr
+    assert "would have 10 items; the most in 24 hours were 100" in done.stderr
+    assert "--accept-shrink" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--store", "nowhere"], "there is no store 'nowhere'"),
+        (["--feed", "orders"], "no feed that is meant is rendered; set rendered = true in"),
+        (["--accept-shrink"], "--accept-shrink needs --store and --feed"),
+    ],
+)
+def test_the_command_names_what_is_wrong(config: Path, rendered: RenderedShop, words: list[str], said: str) -> None:
+    done = command(config, "refresh", *words)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+# Dying
+
+_DIES = """
+import asyncio, os, signal, sys
+
+import asyncpg
+
+from app.catalog import rendered
+from app.settings import FeedSettings, Store
+
+dsn, name, left, when = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+
+class Dying:
+    def __init__(self, connection):
+        self._connection = connection
+
+    def __getattr__(self, name):
+        found = getattr(self._connection, name)
+        if name not in ("execute", "fetch", "fetchval", "fetchrow"):
+            return found
+        async def counted(*arguments):
+            global left
+            if left == 0 and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            answer = await found(*arguments)
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return answer
+        return counted
+
+async def connect():
+    return Dying(await rendered.connection_for_refresh(dsn))
+
+store = Store(public_key="pk", schema=name, name=name, feeds={"products": FeedSettings(rendered=True)})
+asyncio.run(rendered.Refresher(connect, lambda event: None).refresh(store, "products"))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("first", [True, False], ids=["the first refresh", "a later one"])
+def test_a_process_killed_at_any_step_leaves_the_last_good_state(bare: RenderedShop, first: bool, when: str) -> None:
+    bare.execute(PRODUCTS)
+    bare.execute("insert into {s}.products (id, name) select n, 'old' from generate_series(1, 100) as n")
+    if not first:
+        bare.refresh()
+        bare.execute("update {s}.products set name = 'new'; delete from {s}.products where id = 1")
+        bare.execute("insert into {s}.products (id, name) values (101, 'new'), (102, null)")
+    committed = step = 0
+    while True:
+        process = subprocess.run(
+            [sys.executable, "-c", _DIES, bare.database.dsn, bare.name, str(step), when],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        step += 1
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        eventually(lambda: not bare.database.value(
+            "select count(*) from pg_locks where locktype = 'advisory' and classid = $1 and database ="
+            " (select oid from pg_database where datname = current_database())", REFRESH_LOCK))  # fmt: skip
+        answer = bare.get("products")
+        if answer.status == 503:
+            assert first
+            assert not committed
+            continue
+        names = {item["name"] for item in answer.lines}
+        assert len(answer.lines) == 100
+        assert len(names) == 1
+        if first or names == {"new"}:
+            committed += 1
+            if not first:
+                assert bare.delta(now(bare) - 1) != [] or bare.state()["refreshed"] is not None
+        else:
+            assert not committed
+    assert step > 10
+    assert committed
+    summary = bare.refresh()
+    assert (summary.items, summary.added, summary.changed, summary.vanished) == (100, 0, 0, 0)
+    graves = bare.database.value("select count(*) from clerk_feed.tombstone where store = $1", bare.name)
+    assert graves == (0 if first else 1)
+
+
+def test_a_backend_that_is_terminated_in_the_middle_leaves_the_last_good_state(rendered: RenderedShop) -> None:
+    rendered.execute("alter table {s}.products rename to base")
+    rendered.execute("""create function {s}.slow() returns text language plpgsql as
+        $$ begin perform pg_sleep(20); return 'slow'; end $$""")
+    rendered.execute("""create view {s}.products as select id, case when id = 50 then {s}.slow() else 'new' end as name,
+        description, price, image, url, categories, created_at from {s}.base""")
+    failed: list[BaseException] = []
+
+    def refresh() -> None:
+        try:
+            rendered.refresh()
+        except Exception as error:  # noqa: BLE001 (looked at below)
+            failed.append(error)
+
+    thread = threading.Thread(target=refresh)
+    thread.start()
+    eventually(lambda: locks(rendered) == 1)
+    assert {item["name"] for item in rendered.items("products")} == {"Chair"}
+    rendered.database.execute(
+        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and classid = $1"
+        " and objid = (select id from clerk_feed.rendered where store = $2 and feed = 'products')",
+        REFRESH_LOCK,
+        rendered.name,
+    )
+    thread.join(20)
+    assert "The database went away" in str(failed[0])
+    assert {item["name"] for item in rendered.items("products")} == {"Chair"}
+    rendered.execute("drop view {s}.products; alter table {s}.base rename to products")
+    assert rendered.refresh().unchanged == 100
