@@ -1,7 +1,6 @@
-"""Sockets and the server behind them: Hypercorn over HTTP/1.1, until told to stop."""
+"""The server behind the sockets: Hypercorn over HTTP/1.1, until told to stop."""
 
 import asyncio
-import errno
 import logging
 import os
 import signal
@@ -16,48 +15,11 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from starlette.types import ASGIApp
 
-from app.settings import Server, split_address
+from app.settings import Server
+from app.sockets import BACKLOG
 
-_BACKLOG = 1024
 _KEEP_ALIVE_SECONDS = 10.0
 _HANDSHAKE_SECONDS = 10
-
-
-class PortTakenError(Exception):
-    """Another program listens on an address."""
-
-
-def listen(address: str, *, user_timeout_seconds: float) -> socket.socket:
-    """A listening socket on 'host:port'. Raises PortTakenError, or OSError where the address is not ours.
-
-    TCP_USER_TIMEOUT is inherited by every accepted connection: the kernel drops a peer that takes nothing for that
-    long. Hypercorn has no such timeout, and would keep the socket with all that waits in it.
-    """
-    host, port = split_address(address)
-    if host is None or port is None:
-        raise ValueError(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_seconds * 1000))
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortTakenError(address) from None
-        raise
-    return listener
-
-
-def url_of(listener: socket.socket, *, tls: bool = False) -> str:
-    """The URL under which a listening socket is reached."""
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def host(
@@ -69,7 +31,7 @@ async def host(
     When told to stop, connections get shutdown_timeout to finish; what is left is cut off.
     """
     config = Config()
-    config.backlog = _BACKLOG
+    config.backlog = BACKLOG
     config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
     # Hypercorn would close a connection after 1000 requests: 25 000 items into a walk at Clerk's default limit.
     config.keep_alive_max_requests = sys.maxsize
@@ -102,7 +64,10 @@ async def _cut_off_after(stop: asyncio.Event, seconds: float, ports: set[int]) -
 def _shut(ports: set[int]) -> None:
     for entry in Path("/dev/fd").iterdir():
         with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as connection:
-            if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getsockname()[1] in ports:
+            if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.getsockname()[1] not in ports:
+                continue
+            # A listening socket is shared with the worker that takes over.
+            if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 connection.shutdown(socket.SHUT_RDWR)
 
 

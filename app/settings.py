@@ -97,6 +97,16 @@ class Server(_Table, frozen=True):
     send_timeout: Duration = Duration(30)
     shutdown_timeout: Duration = Duration(30)
 
+    @property
+    def tls(self) -> bool:
+        """Whether `bind` speaks HTTPS."""
+        return bool(self.certfile)
+
+    @property
+    def admin_tls(self) -> bool:
+        """Whether `admin_bind` does: not on loopback, where nobody listens and the certificate's name is another."""
+        return self.tls and not is_loopback(split_address(self.admin_bind)[0] or "")
+
 
 class Credentials(_Table, frozen=True):
     username: str = ""
@@ -170,8 +180,13 @@ class Settings(_Table, frozen=True):
 
 def load(path: Path, environment: dict[str, str] | None = None) -> Settings:
     """Read and check a feed.toml. Raises SettingsError; `environment` is os.environ unless given."""
+    return of_file(read(path), path, environment)
+
+
+def read(path: Path) -> str:
+    """The text of a feed.toml. Raises SettingsError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SettingsError(
             f"{path}: there is no such file. 'clerk-feed init' writes one; 'clerk-feed demo' needs none;"
@@ -179,6 +194,10 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Settings:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: it can't be read: {error}") from None
+
+
+def of_file(text: str, path: Path, environment: dict[str, str] | None = None) -> Settings:
+    """The settings in the text of the file at `path`, whose folder the paths in it go from. Raises SettingsError."""
     try:
         settings = parse(text, dict(os.environ) if environment is None else environment)
     except SettingsError as error:
@@ -368,7 +387,6 @@ def _shown(path: str, value: Any) -> str:
 NOT_YET: tuple[tuple[str, str], ...] = (
     ("database", "state_dsn"),
     ("database", "pgbouncer"),
-    ("server", "workers"),
     ("clerk", "api_url"),
     ("store", "private_key"),
     ("feed", "delete_orders"),

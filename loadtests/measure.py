@@ -15,7 +15,8 @@ from isal import isal_zlib
 
 from app.clerk.importer import Importer, ImportFailedError, Page
 from app.protocol.coding import Coding
-from loadtests.processes import TOKEN, Memory, Target
+from loadtests.memory import Memory
+from loadtests.processes import TOKEN, Target
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -18,6 +18,7 @@ import msgspec
 
 from app.clerk.standin import running
 from app.settings import SettingsError, parse
+from loadtests.memory import Memory, memory_of
 
 TOKEN = "bench-token"  # noqa: S105 (good for the stand-in only)
 PUBLIC_KEY = "bench-public-key"
@@ -26,14 +27,6 @@ _START_SECONDS = 60.0
 
 class ProcessError(Exception):
     """A process did not start or went away. The message ends with what it said last."""
-
-
-class Memory(msgspec.Struct, frozen=True):
-    """Resident memory of a process, in MB (1e6 bytes)."""
-
-    now: float
-    peak: float
-    """The most it ever was: VmHWM."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -47,9 +40,7 @@ class Target(msgspec.Struct, frozen=True):
         return f"{self.url}/bench/products" + ("?limit={{limit}}&offset={{offset}}" if paged else "")
 
     def memory(self) -> Memory:
-        status = Path(f"/proc/{self.process_id}/status").read_text(encoding="ascii", errors="replace")
-        kilobytes = dict(re.findall(r"^(VmRSS|VmHWM):\s+([0-9]+) kB$", status, re.MULTILINE))
-        return Memory(int(kilobytes["VmRSS"]) * 1024 / 1e6, int(kilobytes["VmHWM"]) * 1024 / 1e6)
+        return memory_of(self.process_id)
 
 
 def standin() -> AbstractContextManager[str]:

@@ -33,6 +33,7 @@ from rich.table import Table
 from app.catalog.embedded import Embedded
 from app.catalog.pool import LOST
 from app.clerk.importer import ImportFailedError, ids_of
+from loadtests.memory import memory_of
 from loadtests.processes import PUBLIC_KEY, TOKEN, standin
 
 FIRST_ITEMS = 4000
@@ -176,9 +177,7 @@ class Service:
             self.process.wait()
 
     def megabytes(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        [line] = [line for line in status.splitlines() if line.startswith("VmRSS")]
-        return int(line.split()[1]) / 1000
+        return memory_of(self.process.pid).now
 
     def get(self, target: str) -> bytes:
         """One answer, complete as far as HTTP can tell. Raises OSError, HTTPException or ImportFailedError."""

@@ -30,8 +30,9 @@ from starlette.types import ASGIApp
 
 from app.catalog.embedded import Embedded
 from app.clerk.importer import Importer
-from app.hosting import host, listen, url_of
+from app.hosting import host
 from app.settings import Server
+from app.sockets import listen, url_of
 from tests.browser import browser, chromium
 from tests.clerk import FakeClerk
 

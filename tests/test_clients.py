@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.clerk.importer import Importer
+from loadtests.memory import memory_of
 from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, TOKEN, Database, Running, base_config, eventually, start_service
 from tests.test_http import connect, dechunked, request, rest_of
@@ -119,14 +120,6 @@ def connections_from(service: Running, client: int) -> list[str]:
 def port_of(connection: socket.socket) -> int:
     port: int = connection.getsockname()[1]
     return port
-
-
-def memory(service: Running, field: str) -> int:
-    """A figure of the service's memory, in bytes: VmRSS now, VmHWM at its highest."""
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
-    assert found, status
-    return int(found[1]) * 1024
 
 
 def test_a_client_that_leaves_stops_the_reader_within_a_chunk_and_gives_its_session_back(impatient: Crowd) -> None:
@@ -260,7 +253,7 @@ def test_an_importer_gets_all_its_pages_beside_forty_slow_readers_of_another_sto
     expected = list(range(1, SMALL + 1))
     ids, retries, alone = crowd.walk()
     assert (ids, retries) == (expected, 0)
-    before = memory(crowd.service, "VmRSS")
+    before = memory_of(crowd.service.process.pid).now
     dawdlers = Dawdlers(crowd.service, 40, piece=16_384, pause=0.1)
     try:
         eventually(lambda: all(dawdlers.received), 60)
@@ -269,11 +262,11 @@ def test_an_importer_gets_all_its_pages_beside_forty_slow_readers_of_another_sto
         dawdlers.stop()
     assert ids == expected
     assert dawdlers.left == 0
-    grown = memory(crowd.service, "VmHWM") - before
-    print(f"{alone:.2f} s alone, {beside:.2f} s beside with {retries} retries; {grown / 1e6:.0f} MB grown")
+    grown = memory_of(crowd.service.process.pid).peak - before
+    print(f"{alone:.2f} s alone, {beside:.2f} s beside with {retries} retries; {grown:.0f} MB grown")
     print(f"{dawdlers.refused} of 40 refused at first, {sum(dawdlers.received) / 1e6:.0f} MB read by the others")
     # Of each: two chunks read ahead, one on its way, one in the buffers of the socket, and the rows of one.
-    assert grown < 40 * 5 * CHUNK_BYTES + 50_000_000
+    assert grown < (40 * 5 * CHUNK_BYTES + 50_000_000) / 1e6
     eventually(lambda: crowd.cut_off() == 40 - dawdlers.refused)
     assert crowd.still_serves()
 
@@ -319,7 +312,7 @@ def test_a_flood_or_a_malformed_request_is_refused_or_closed(impatient: Crowd, n
 def test_a_body_sent_with_a_request_is_not_kept_and_leaves_nothing_behind(crowded: Crowded, token: str) -> None:
     """Nothing reads it: the connection ends, or the body is thrown away."""
     crowd = crowded('send_timeout = "1s"')
-    before = memory(crowd.service, "VmHWM")
+    before = memory_of(crowd.service.process.pid).peak
     head = request("/good/products?limit=10&offset=0", more="Content-Length: 100000000\r\n")
     with closing(connect(crowd.service)) as connection:
         connection.settimeout(3)
@@ -328,7 +321,7 @@ def test_a_body_sent_with_a_request_is_not_kept_and_leaves_nothing_behind(crowde
             connection.sendall(head.replace(TOKEN.encode(), token.encode()))
             for _ in range(100):
                 connection.sendall(bytes(1_000_000))
-    assert memory(crowd.service, "VmHWM") - before < 30_000_000
+    assert memory_of(crowd.service.process.pid).peak - before < 30
     eventually(lambda: connections_from(crowd.service, client) == [])
     assert crowd.still_serves()
     # What still waited for something would be given 30 s to finish.

@@ -692,7 +692,6 @@ def test_a_rendered_feed_may_be_refreshed_by_itself() -> None:
     [
         ("database.state_dsn", '"postgresql://db/state"'),
         ("database.pgbouncer", "true"),
-        ("server.workers", "2"),
         ("clerk.api_url", '"https://api.example/v2"'),
         ("stores.shop.private_key", '"private"'),
         (f"{FEED}.delete_orders", "true"),

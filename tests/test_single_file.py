@@ -4,13 +4,13 @@ import gzip
 import http.client
 import json
 import time
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from app.protocol.feeds import FEEDS
+from loadtests.memory import memory_of
 from tests.clerk import problem
 from tests.conftest import TOKEN, Shop
 
@@ -102,20 +102,14 @@ def test_a_large_file_is_streamed_whole_in_bounded_memory(catalog: Shop) -> None
     add_products(catalog, 60_000, size=1500)
     catalog.execute(OTHERS)
     catalog.get("products?limit=1000&offset=0")
-    before = peak_bytes(catalog)
+    before = memory_of(catalog.service.process.pid).peak
     answer = catalog.get("feed.json")
     assert answer.headers["Transfer-Encoding"] == "chunked"
     whole = parsed(answer.body)
     assert [item["id"] for item in whole["products"]] == list(range(1, 60_001))
     assert len(whole["sales"]) == 1
     assert len(answer.body) > 100_000_000
-    assert peak_bytes(catalog) - before < 60_000_000
-
-
-def peak_bytes(shop: Shop) -> int:
-    """The most memory the service has held until now."""
-    status = Path(f"/proc/{shop.service.process.pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    assert memory_of(catalog.service.process.pid).peak - before < 60
 
 
 def test_a_feed_that_fails_in_the_middle_cuts_the_file_off_visibly(catalog: Shop) -> None:

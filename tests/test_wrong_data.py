@@ -2,12 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from loadtests.memory import memory_of
 from tests.clerk import FakeClerk
 from tests.conftest import Database, Running, Serve, Shop, base_config
 
@@ -271,14 +271,6 @@ def test_an_order_turned_round_by_the_column_is_walked(shop: Shop) -> None:
     assert ids(shop.walk("customers", 7)) == list(range(1, 101))
 
 
-def highest_memory(service: Running) -> int:
-    """The most memory the service ever had, in bytes."""
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    assert found, status
-    return int(found[1]) * 1024
-
-
 HUGE = 10_000_000
 """Characters of a text no shop should have."""
 
@@ -311,26 +303,26 @@ def add_huge(database: Database, first: int, count: int) -> None:
 def test_texts_of_10_mb_are_served_in_bounded_memory(huge: tuple[Running, Database], query: str) -> None:
     service, database = huge
     add_huge(database, 1, 20)
-    before = highest_memory(service)
+    before = memory_of(service.process.pid).peak
     answer = service.get(f"/shop/pages{query}")
     assert answer.status == 200
     assert len(answer.body) > 20 * HUGE
     found = [orjson.loads(line) for line in answer.body.splitlines()]
     assert [(item["id"], len(item["text"])) for item in found] == [(id, HUGE) for id in range(1, 21)]
-    grown = highest_memory(service) - before
-    print(f"{grown / 1e6:.0f} MB grown")
-    assert grown < 150_000_000
+    grown = memory_of(service.process.pid).peak - before
+    print(f"{grown:.0f} MB grown")
+    assert grown < 150
 
 
 @pytest.mark.slow
 def test_a_walk_over_texts_of_10_mb_delivers_them_in_bounded_memory(huge: tuple[Running, Database]) -> None:
     service, database = huge
     add_huge(database, 1, 20)
-    before = highest_memory(service)
+    before = memory_of(service.process.pid).peak
     found = []
     for offset in range(0, 25, 5):
         found += ids(service.get(f"/shop/pages?limit=5&offset={offset}").lines)
     assert found == list(range(1, 21))
-    grown = highest_memory(service) - before
-    print(f"{grown / 1e6:.0f} MB grown")
-    assert grown < 150_000_000
+    grown = memory_of(service.process.pid).peak - before
+    print(f"{grown:.0f} MB grown")
+    assert grown < 150

@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.hosting import host, listen, url_of
+from app.hosting import host
 from app.settings import Server
+from app.sockets import listen, url_of
 
 
 class _Asked(msgspec.Struct):

@@ -23,8 +23,8 @@ from app.catalog.embedded import Embedded, EmbeddedError
 from app.catalog.schema import SQL_FOLDER
 from app.clerk import standin
 from app.clerk.importer import Importer, ImportFailedError, Report
-from app.hosting import PortTakenError, listen
 from app.protocol.feeds import FEEDS
+from app.sockets import PortTakenError, listen
 
 TOKEN = "demo-token"  # noqa: S105 (good for the stand-in only)
 PUBLIC_KEY = "demo-public-key"

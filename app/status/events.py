@@ -39,6 +39,40 @@ class Stopping(Event, frozen=True):
     seconds: float
 
 
+class WorkerLost(Event, frozen=True):
+    """A worker process ended unasked; another is started after this long. A negative status is a signal's number."""
+
+    pid: int
+    status: int
+    seconds: float
+
+
+class WorkerUnable(Event, frozen=True):
+    """A worker that was to replace a lost one could not start; it is tried again after this long."""
+
+    reason: str
+    seconds: float
+
+
+class WorkerReplaced(Event, frozen=True):
+    """A new worker answers in the place of a lost one."""
+
+    pid: int
+
+
+class Reloaded(Event, frozen=True):
+    """New workers run by what feed.toml now says; the old ones finish their answers."""
+
+    urls: tuple[str, ...]
+    workers: int
+
+
+class ReloadRefused(Event, frozen=True):
+    """The service was asked to reload and could not; it goes on as before."""
+
+    reason: str
+
+
 class FeedServed(Event, frozen=True):
     """A page, or a whole feed where limit is None, reached the socket."""
 

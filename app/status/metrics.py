@@ -60,6 +60,11 @@ def metrics_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def inherited_folder() -> Path:
+    """The folder that the process which started this one has made."""
+    return Path(os.environ[_VARIABLE])
+
+
 class _Durations:
     """Durations added up: how many fell under each bound, and their sum."""
 

@@ -1,0 +1,140 @@
+"""A worker: one process that serves the feeds and the operators' pages on sockets its parent opened.
+
+Started by the supervisor as `python -m app.worker FD`. Over the socket FD it is told what to serve, says when it
+answers, and learns that the parent is gone.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import socket
+import sys
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import click
+import msgspec
+import uvloop
+from starlette.types import ASGIApp
+
+from app import __version__
+from app.admin import open_admin
+from app.catalog.schema import SchemaError
+from app.hosting import host, stop_on_signals
+from app.orders import Orders, Ready, Unable
+from app.protocol.problems import FEED_MISSING, Refusal
+from app.service import Service, StartError, described, open_service
+from app.settings import Settings, of_file, replace
+from app.sockets import url_of
+from app.status.events import Emit, Events
+from app.status.log import ForeignLines, Log
+from app.status.metrics import inherited_folder
+
+_ORPHANED = 70
+"""Exit status of a worker whose parent is gone (EX_SOFTWARE)."""
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    with socket.socket(fileno=int(sys.argv[1])) as parent:
+        with parent.makefile("rb") as lines:
+            line = lines.readline()
+        if not line:
+            sys.exit(_ORPHANED)
+        orders = msgspec.json.decode(line, type=Orders)
+        settings = of_file(orders.text, Path(orders.path))
+        # Rows become garbage by the ten thousand and in no cycles: collecting often finds nothing, for 10 % of a
+        # page's time.
+        gc.set_threshold(50_000, 20, 100)
+        try:
+            uvloop.run(_serve(settings, orders, parent))
+        except (StartError, SchemaError) as error:
+            _tell(parent, Unable(str(error)))
+            sys.exit(1)
+
+
+async def _serve(settings: Settings, orders: Orders, parent: socket.socket) -> None:
+    stop = stop_on_signals()
+    orphaned = asyncio.create_task(_end_with(parent))
+    public = [socket.socket(fileno=number) for number in orders.public]
+    admin = socket.socket(fileno=orders.admin)
+    log = Log()
+    emit = Events(log)
+    # asyncpg tells of every connection it can't restore, with a traceback; our events say it once.
+    logging.getLogger("asyncpg").propagate = False
+    logging.getLogger("asyncpg").addHandler(logging.NullHandler())
+    logging.getLogger().addHandler(ForeignLines(emit))
+    try:
+        async with AsyncExitStack() as stack:
+            opening = asyncio.create_task(_open(settings, orders.dsn, emit, stack))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                opening.cancel()
+                with suppress(asyncio.CancelledError):
+                    await opening
+                return
+            stopping.cancel()
+            service, admin_app = opening.result()
+            server, operators = settings.server, replace(settings.server, client_ca="")
+            if orders.greets:
+                urls = [url_of(listener, tls=server.tls) for listener in public]
+                await _greet(service, settings, urls, url_of(admin, tls=server.admin_tls))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(host(service.app, public, server, stop, tls=server.tls))
+                group.create_task(host(admin_app, [admin], operators, stop, tls=server.admin_tls))
+                _tell(parent, Ready(service.database))
+                await stop.wait()
+    finally:
+        orphaned.cancel()
+        for listener in (*public, admin):
+            listener.close()
+        log.close()
+
+
+async def _open(settings: Settings, dsn: str, emit: Emit, stack: AsyncExitStack) -> tuple[Service, ASGIApp]:
+    service = await stack.enter_async_context(open_service(settings, dsn, emit, measure=True))
+    return service, await stack.enter_async_context(open_admin(settings, dsn, inherited_folder(), emit))
+
+
+def _tell(parent: socket.socket, word: Ready | Unable) -> None:
+    with suppress(OSError):  # it is gone, and we shall be
+        parent.setblocking(True)
+        parent.sendall(msgspec.json.encode(word) + b"\n")
+        parent.setblocking(False)
+
+
+async def _end_with(parent: socket.socket) -> None:
+    """End at once when the parent is gone: nobody would stop us, and its successor wants the addresses."""
+    parent.setblocking(False)
+    with suppress(OSError):
+        while await asyncio.get_running_loop().sock_recv(parent, 1024):
+            pass
+    os._exit(_ORPHANED)
+
+
+async def _greet(service: Service, settings: Settings, urls: list[str], admin_url: str) -> None:
+    """What is running, what was found, and what to do next."""
+    click.echo(f"clerk-feed {__version__} on {service.database}")
+    click.echo(f"  feeds   {', '.join(urls)}")
+    click.echo(f"  admin   {admin_url}")
+    found = await described(service, settings)
+    for name in settings.stores:
+        click.echo(f"\n  store {name}")
+        for (store, feed), source in found.items():
+            if store != name:
+                continue
+            if not isinstance(source, Refusal):
+                state = f"{source.relation}" + ("" if source.has_modified_at else "  (no modified_at: full syncs only)")
+            elif source.problem is FEED_MISSING:
+                state = "none: " + source.detail
+            else:
+                state = f"not servable: {source.detail} {source.fix}"
+            click.echo(f"    {urls[0]}/{store}/{feed}  {state}")
+    query = "?limit={{limit}}&offset={{offset}}&modified_after={{modified_after}}"
+    click.echo(f"\n  In Clerk's Data Sync, add to each URL: {query}\n")
+
+
+if __name__ == "__main__":
+    main()
