@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from app.hosting import listen
+from app.sockets import listen
 from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, TOKEN, Answer, Database, Running, Serve, base_config, eventually
 
