@@ -14,10 +14,11 @@ from app.catalog.embedded import EmbeddedError
 from app.catalog.pool import Pool
 from app.catalog.source import Source, Sources
 from app.cli.serve import database
-from app.hosting import PortTakenError, host, listen, stop_on_signals, url_of
+from app.hosting import host, stop_on_signals
 from app.protocol.feeds import FeedName
 from app.protocol.problems import Refusal
 from app.settings import DEFAULT_PATH, Duration, Server, Settings, SettingsError, Store, load
+from app.sockets import PortTakenError, listen, url_of
 
 if TYPE_CHECKING:
     from app.designs.examine import Examination, Finding, Used
