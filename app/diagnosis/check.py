@@ -197,16 +197,16 @@ class Check:
 
     async def _look_at_feed(self, pool: Pool, scan: Scan, feed: Feed, source: Source) -> None:
         """Key, plans and items of a feed that can be described."""
-        feed.findings += await self._asked(pool, lambda c: key_findings(c, source, thorough=self._scan))
-        if not feed.rendered:
-            feed.findings += await self._asked(pool, lambda c: plan_findings(c, source))
-            feed.findings += _deltas(feed)
 
         async def estimate(connection: Any) -> list[Finding]:
             feed.rows_estimated = await estimated_rows(connection, source)
             return []
 
         feed.findings += await self._asked(pool, estimate)
+        feed.findings += await self._asked(pool, lambda c: key_findings(c, source, thorough=self._scan))
+        if not feed.rendered:
+            feed.findings += await self._asked(pool, lambda c: plan_findings(c, source, feed.rows_estimated or 0))
+            feed.findings += _deltas(feed)
         self._progress.begin(feed)
         self._failure = ""
         seen = await scan.look(feed.feed, lambda _, items: self._progress.advance(items))

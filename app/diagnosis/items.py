@@ -4,7 +4,7 @@ Looks at decoded items one by one and keeps counts, so memory does not grow with
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -143,6 +143,19 @@ class _Seen:
             self.examples.append(example)
 
 
+_Check = Callable[[str, Any, Mapping[str, Any]], None]
+
+
+class _Kind:
+    """An attribute of one type: how often it came, and what must be looked at in its values."""
+
+    __slots__ = ("check", "count")
+
+    def __init__(self, check: _Check | None) -> None:
+        self.check = check
+        self.count = 0
+
+
 class Inspection:
     """Looks at the items of one feed, in any number of portions. `now` is unix seconds."""
 
@@ -150,37 +163,35 @@ class Inspection:
         self.feed: FeedName = feed
         self.items = 0
         self._latest = now + _DAY_SECONDS
-        self._types: dict[str, Counter[type]] = {}
+        self._kinds_seen: dict[tuple[str, type], _Kind] = {}
+        self._names: dict[str, None] = {}
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._languages: dict[tuple[str, frozenset[str]], _Seen] = {}
-        self._plain: dict[str, _Seen] = {}
+        self._plain: dict[str, list[str]] = {}
+        self._translations: list[tuple[str, frozenset[str]]] = []
         self._required = REQUIRED[feed]
         self._kinds = ATTRIBUTES[feed]
         self._translated = TRANSLATED[feed]
 
     def look(self, items: Iterable[Mapping[str, Any]]) -> None:
         """Take a portion of items into account."""
-        types, kinds = self._types, self._kinds
+        # Most values are of a type that says all of them; what must be looked at has a check of its own.
+        kinds, required = self._kinds_seen, frozenset(self._required)
         for item in items:
             self.items += 1
             for name, value in item.items():
-                kind = type(value)
-                counts = types.get(name)
-                if counts is None:
-                    counts = self._first(name, item)
-                counts[kind] += 1
-                wanted = kinds.get(name)
-                if wanted is not None:
-                    self._check(name, wanted, value, item)
-                elif kind is dict or kind is list:
-                    self._check_nested(name, value, item)
-                elif value is None:
-                    self._note("null", name, item)
-            for name in self._required:
-                if name not in item:
-                    self._note("attribute-missing", name, item)
-            if self._translated:
-                self._check_languages(item)
+                kind = kinds.get((name, type(value)))
+                if kind is None:
+                    kind = self._first(name, value, item)
+                kind.count += 1
+                if kind.check is not None:
+                    kind.check(name, value, item)
+            if not required <= item.keys():
+                for name in self._required:
+                    if name not in item:
+                        self._note("attribute-missing", name, item)
+            if self._translations:
+                self._compare_languages(item)
 
     def missing(self, id: str | int | None, names: Iterable[str]) -> None:
         """Take an item into account that was left out because it lacks these attributes."""
@@ -197,11 +208,11 @@ class Inspection:
     def attributes(self) -> list[Attribute]:
         """What was seen of every attribute, the required ones first."""
         found = []
-        names = dict.fromkeys([*(name for name in self._required if name in self._types), *self._types])
+        names = dict.fromkeys([*(name for name in self._required if name in self._names), *self._names])
         for name in names:
-            counts = self._types[name]
-            present = counts.total() - counts[type(None)]
-            words = tuple(dict.fromkeys(_TYPE_WORDS[kind] for kind in counts if kind is not type(None)))
+            counts = self._types(name)
+            present = counts.total() - counts["null"]
+            words = tuple(word for word in counts if word != "null")
             found.append(Attribute(name, present, self.items - present, words))
         return found
 
@@ -229,13 +240,45 @@ class Inspection:
             examples=tuple(seen.examples),
         )
 
-    def _first(self, name: str, item: Mapping[str, Any]) -> Counter[type]:
-        if not known_to_clerk(name):
-            self._note("name", name[:80], item)
-        counts: Counter[type] = Counter()
-        if len(self._types) < _MOST_ATTRIBUTES:
-            self._types[name] = counts
-        return counts
+    def _first(self, name: str, value: Any, item: Mapping[str, Any]) -> "_Kind":
+        """An attribute is of this type for the first time: find out whether its values must be looked at."""
+        kind = type(value)
+        if name not in self._names:
+            if not known_to_clerk(name):
+                self._note("name", name[:80], item)
+            if len(self._names) >= _MOST_ATTRIBUTES:
+                return _Kind(None)
+            self._names[name] = None
+        found = self._kinds_seen[name, kind] = _Kind(self._check_for(name, kind))
+        return found
+
+    def _check_for(self, name: str, kind: type) -> "_Check | None":
+        wanted = self._kinds.get(name)
+        if kind is type(None):
+            return self._check_null
+        if wanted is None:
+            return self._check_nested if kind is dict or kind is list else None
+        if kind is str and name in self._translated:
+            return self._check_plain
+        if kind is str and wanted == "address":
+            return self._check_address
+        if kind in _FITTING[wanted]:
+            return None
+        if wanted == "time" and (kind is int or kind is float):
+            return self._check_time
+        if kind is list and wanted in ("ids", "lines"):
+            return self._check_lines if wanted == "lines" else self._check_ids
+        if kind is dict and wanted in ("text", "address"):
+            return self._check_translations
+        return self._refuse_type
+
+    def _types(self, name: str) -> Counter[str]:
+        """How often an attribute was of which type, in words."""
+        words = Counter[str]()
+        for (of, kind), seen in self._kinds_seen.items():
+            if of == name:
+                words[_TYPE_WORDS[kind]] += seen.count
+        return words
 
     def _note(self, code: str, name: str, item: Mapping[str, Any], value: object = None) -> None:
         seen = self._seen.get((code, name))
@@ -249,59 +292,57 @@ class Inspection:
         else:
             seen.count += 1
 
-    def _check(self, name: str, wanted: Kind, value: Any, item: Mapping[str, Any]) -> None:
-        """Hold an attribute that Clerk knows against what it expects."""
-        kind = type(value)
-        if kind is str and wanted == "address":
+    def _check_null(self, name: str, value: Any, item: Mapping[str, Any]) -> None:
+        self._note("null", name, item)
+
+    def _refuse_type(self, name: str, value: Any, item: Mapping[str, Any]) -> None:
+        self._note("type", name, item, value)
+
+    def _check_time(self, name: str, value: Any, item: Mapping[str, Any]) -> None:
+        if value >= _MILLISECONDS:
+            self._note("time-milliseconds", name, item, value)
+        elif value > self._latest:
+            self._note("time-future", name, item, value)
+
+    def _check_plain(self, name: str, value: str, item: Mapping[str, Any]) -> None:
+        """Text where other items may have one a language: examples of such items are kept."""
+        examples = self._plain.setdefault(name, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(f"id {_shown(item.get('id'))}")
+        elif self._kinds[name] != "address":
+            self._kinds_seen[name, str].check = None
+        if self._kinds[name] == "address":
             self._check_address(name, value, item)
-        elif kind is _SIMPLE.get(wanted) or (kind is float and wanted == "number"):
-            return
-        elif value is None:
-            self._note("null", name, item)
-        elif wanted == "time" and (kind is int or kind is float):
-            if value >= _MILLISECONDS:
-                self._note("time-milliseconds", name, item, value)
-            elif value > self._latest:
-                self._note("time-future", name, item, value)
-        elif wanted == "id" and kind is int:
-            return
-        elif kind is list and wanted in ("ids", "lines"):
-            self._check_array(name, wanted, value, item)
-        elif kind is dict and wanted in ("text", "address"):
-            self._check_translations(name, wanted, value, item)
-        else:
-            self._note("type", name, item, value)
 
     def _check_address(self, name: str, value: str, item: Mapping[str, Any]) -> None:
-        if value.startswith("https://"):
-            return
-        self._note("address-insecure" if value.startswith("http://") else "address-relative", name, item, value)
+        if not value.startswith("https://"):
+            self._note("address-insecure" if value.startswith("http://") else "address-relative", name, item, value)
 
-    def _check_array(self, name: str, wanted: Kind, value: list[Any], item: Mapping[str, Any]) -> None:
-        if wanted == "lines":
-            for line in value:
-                if not _is_line(line):
-                    self._note("lines", name, item, line)
-                    return
-            return
+    def _check_ids(self, name: str, value: list[Any], item: Mapping[str, Any]) -> None:
         for one in value:
             if type(one) is not int and type(one) is not str:
                 self._note("null-nested" if one is None else "type", name, item, value)
                 return
 
-    def _check_translations(self, name: str, wanted: Kind, value: dict[str, Any], item: Mapping[str, Any]) -> None:
+    def _check_lines(self, name: str, value: list[Any], item: Mapping[str, Any]) -> None:
+        for line in value:
+            if not _is_line(line):
+                self._note("lines", name, item, line)
+                return
+
+    def _check_translations(self, name: str, value: dict[str, Any], item: Mapping[str, Any]) -> None:
         if self.feed == "pages":
             self._note("languages-unsupported", name, item, value)
+        elif any(text is None for text in value.values()):
+            self._note("null-nested", name, item, value)
         elif name not in self._translated or not value or not all(type(text) is str for text in value.values()):
-            if any(text is None for text in value.values()):
-                self._note("null-nested", name, item, value)
-            else:
-                self._note("object", name, item, value)
-        elif wanted == "address":
-            for text in value.values():
-                if not text.startswith("https://"):
+            self._note("object", name, item, value)
+        else:
+            self._translations.append((name, frozenset(value)))
+            if self._kinds[name] == "address":
+                text = next((text for text in value.values() if not text.startswith("https://")), None)
+                if text is not None:
                     self._check_address(name, text, item)
-                    return
 
     def _check_nested(self, name: str, value: Any, item: Mapping[str, Any]) -> None:
         """An attribute that Clerk leaves to the shop, an array or an object."""
@@ -310,30 +351,20 @@ class Inspection:
         if type(value) is dict and self.feed != "products":
             self._note("object-unsupported", name, item, value)
 
-    def _check_languages(self, item: Mapping[str, Any]) -> None:
+    def _compare_languages(self, item: Mapping[str, Any]) -> None:
         """Compare the languages of an item's translated attributes."""
-        first: frozenset[str] | None = None
-        for name in self._translated:
-            value = item.get(name)
-            if type(value) is str:
-                plain = self._plain.get(name)
-                if plain is None:
-                    plain = self._plain[name] = _Seen()
-                if len(plain.examples) < _EXAMPLES:
-                    plain.add(f"id {_shown(item.get('id'))}")
-                else:
-                    plain.count += 1
-            elif type(value) is dict and value and all(type(text) is str for text in value.values()):
-                languages = frozenset(value)
-                if (name, languages) not in self._languages:
-                    if len(self._languages) >= _MOST_ATTRIBUTES:
-                        continue
-                    self._languages[name, languages] = _Seen()
-                self._languages[name, languages].add(f"id {_shown(item.get('id'))}: {', '.join(sorted(languages))}")
-                if first is None:
-                    first = languages
-                elif languages != first:
-                    self._note("languages-within", name, item, sorted(languages))
+        first = self._translations[0][1]
+        for name, languages in self._translations:
+            seen = self._languages.get((name, languages))
+            if seen is None and len(self._languages) < _MOST_ATTRIBUTES:
+                seen = self._languages[name, languages] = _Seen()
+            if seen is not None and len(seen.examples) < _EXAMPLES:
+                seen.add(f"id {_shown(item.get('id'))}: {', '.join(sorted(languages))}")
+            elif seen is not None:
+                seen.count += 1
+            if languages != first:
+                self._note("languages-within", name, item, sorted(languages))
+        self._translations.clear()
 
     def _languages_findings(self) -> list[Finding]:
         found = []
@@ -349,17 +380,17 @@ class Inspection:
                     others.examples += seen.examples[: _EXAMPLES - len(others.examples)]
             if others.count:
                 found.append(self._finding("languages-across", name, others))
-            if (plain := self._plain.get(name)) is not None:
+            if name in self._plain:
+                plain = _Seen()
+                plain.count, plain.examples = self._kinds_seen[name, str].count, self._plain[name]
                 found.append(self._finding("languages-mixed", name, plain))
         return found
 
     def _types_findings(self) -> list[Finding]:
         found = []
-        for name, counts in self._types.items():
-            words = Counter[str]()
-            for kind, count in counts.items():
-                if kind is not type(None):
-                    words[_TYPE_WORDS[kind]] += count
+        for name in self._names:
+            words = self._types(name)
+            del words["null"]
             if len(words) < 2 or name in self._translated:
                 continue
             rare = _Seen()
@@ -374,7 +405,16 @@ class Inspection:
 
 _IDS = (int, str)
 _NUMBERS = (int, float)
-_SIMPLE: dict[Kind, type] = {"id": str, "text": str, "number": int, "flag": bool}
+_FITTING: dict[Kind, tuple[type, ...]] = {
+    "id": (int, str),
+    "text": (str,),
+    "address": (),
+    "number": (int, float),
+    "time": (),
+    "ids": (),
+    "lines": (),
+    "flag": (bool,),
+}
 
 
 def _has_null(value: Any) -> bool:

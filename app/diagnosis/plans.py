@@ -5,7 +5,7 @@ has no index to do without. Asked plainly, a small or new table would be sorted 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
@@ -13,7 +13,7 @@ import orjson
 from app.catalog.reader import Position, statement_behind
 from app.catalog.source import Source, quoted
 from app.catalog.tables import identifier
-from app.diagnosis.findings import Finding, warning
+from app.diagnosis.findings import Finding, note, warning
 
 _LARGE_BYTES = 1_000_000
 """A smaller table is read in full as fast as through an index."""
@@ -29,15 +29,19 @@ _EQUALS = re.compile(
 Node = dict[str, Any]
 
 
-async def plan_findings(connection: Any, source: Source) -> list[Finding]:
-    """Whether an index serves the pages of full and of incremental walks. Raises what asyncpg raises."""
+async def plan_findings(connection: Any, source: Source, rows: int) -> list[Finding]:
+    """Whether an index serves the pages of full and of incremental walks. Raises what asyncpg raises.
+
+    Of a source with so few `rows` that they fit one page it is a note: sorting them costs nothing.
+    """
+    make = warning if rows > _PAGE_ITEMS else note
     key = _FIRST_KEYS.get(source.key.family, "a")
     full = await _plan(connection, source, Position(key))
-    found = _sorted("full", source, full)
+    found = _sorted("full", source, full, make)
     plans = [full]
     if source.has_modified_at:
         dated = await _plan(connection, source, Position(key, "2020-01-01"), since=0.0)
-        found += _sorted("incremental", source, dated)
+        found += _sorted("incremental", source, dated, make)
         plans.append(dated)
     return found + await _joined(connection, source, plans)
 
@@ -63,7 +67,7 @@ def _decoded(text: Any) -> Any:
     return orjson.loads(text if isinstance(text, str) else bytes(text))
 
 
-def _sorted(kind: str, source: Source, plan: Node) -> list[Finding]:
+def _sorted(kind: str, source: Source, plan: Node, make: Callable[..., Finding]) -> list[Finding]:
     """The finding that every page of a walk sorts all rows."""
     sort = next((node for node in _main_path(plan) if node["Node Type"] in ("Sort", "Incremental Sort")), None)
     if sort is None:
@@ -72,7 +76,7 @@ def _sorted(kind: str, source: Source, plan: Node) -> list[Finding]:
     index = _index_for(sort)
     rendered = f"rendered = true for [stores.{source.store}.feeds.{source.feed}]"
     return [
-        warning(
+        make(
             f"index-{kind}",
             f"No index serves {kind} walks: every page of {source.relation} sorts all rows by {columns}.",
             f"Run: {index} Or set {rendered}."

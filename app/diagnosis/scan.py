@@ -72,7 +72,9 @@ class Scan:
         try:
             limit = None if self._whole else SAMPLE_ITEMS
             async for batch in self._reader.batches(self._store, source, Span(), limit):
-                items = list(_decoded(batch.source, batch.items, unreadable))
+                body = b"[" + batch.source.encoder.encode(batch.items, "json") + b"]"
+                self._reader.seen(batch.source, len(batch.items), len(body))
+                items = _decoded(batch.source, batch.items, body, unreadable)
                 inspection.look(items)
                 for invalid in batch.invalid:
                     inspection.missing(invalid.id, invalid.missing)
@@ -139,18 +141,19 @@ class Scan:
             await reference.ask(connection)
 
 
-def _decoded(source: Source, items: list[Any], unreadable: list[str]) -> Iterator[dict[str, Any]]:
-    """The items as a client decodes them."""
-    body = b"[" + source.encoder.encode(items, "json") + b"]"
+def _decoded(source: Source, items: list[Any], body: bytes, unreadable: list[str]) -> list[dict[str, Any]]:
+    """The items as a client decodes them from `body`."""
     try:
-        yield from orjson.loads(body)
+        found: list[dict[str, Any]] = orjson.loads(body)
     except orjson.JSONDecodeError:
         # The shop's own json passes through as it is, and not all of it can be read by everyone.
+        found = []
         for item in items:
             try:
-                yield from orjson.loads(b"[" + source.encoder.encode([item], "json") + b"]")
+                found += orjson.loads(b"[" + source.encoder.encode([item], "json") + b"]")
             except orjson.JSONDecodeError:
                 unreadable.append(str(item.a0))
+    return found
 
 
 def _unreadable(ids: list[str]) -> Finding:

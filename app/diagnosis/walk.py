@@ -6,13 +6,13 @@ for again, and behind its end.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
 import msgspec
 
-from app.clerk.importer import Importer, ImportFailedError, ItemId, Page
+from app.clerk.importer import Importer, ImportFailedError, ItemId, Page, decoded
 from app.diagnosis.answers import explained
 from app.diagnosis.findings import Finding, by_severity, error, note, warning
 from app.diagnosis.items import Attribute, Inspection
@@ -31,6 +31,7 @@ _GROWTH = 3.0
 _GROWTH_SECONDS = 0.1
 _GROWTH_PAGES = 9
 _EXAMPLES = 5
+_PORTION_BYTES = 4_000_000
 _SAME_SHARE = 0.9
 """Two pages with this share of ids in common are the same page."""
 
@@ -198,16 +199,14 @@ class Probe:
             )
 
     def _inspect(self, page: Page) -> None:
-        items = page.items
-        if self._inspection is None:
-            if not items:
-                return
-            if self.walk.feed is None:
-                self.walk.feed = feed_like(items[:100])
+        for items in _portions(page):
+            if self._inspection is None:
+                if self.walk.feed is None:
+                    self.walk.feed = feed_like(items[:100])
                 if self.walk.feed is None:
                     return
-            self._inspection = Inspection(self.walk.feed, time.time())
-        self._inspection.look(items)
+                self._inspection = Inspection(self.walk.feed, time.time())
+            self._inspection.look(items)
 
     def _find_repeats(self, page: Page) -> None:
         seen, number = self._seen, page.number
@@ -487,6 +486,21 @@ def pace(seconds: float) -> list[Finding]:
             )
         ]
     return []
+
+
+def _portions(page: Page) -> Iterator[list[dict[str, object]]]:
+    """The items of a page, of a large one by lines in portions: decoded, a whole feed takes ten times its size."""
+    body = page.body.strip()
+    if body.startswith(b"[") or len(body) <= _PORTION_BYTES:
+        if page.ids:
+            yield page.items
+        return
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start + _PORTION_BYTES)
+        end = len(body) if end < 0 else end
+        yield decoded(body[start:end])
+        start = end + 1
 
 
 def _same_page(page: Page, before: Page) -> bool:
