@@ -656,3 +656,45 @@ def test_pages_of_a_store_with_several_languages_are_told(whole_shop: Schema) ->
     assert list(whole_shop.found()) == ["pages-multilingual"]
     whole_shop.execute("drop table {s}.pages")
     assert whole_shop.found() == {}
+
+
+# Rendered feeds
+
+
+@pytest.fixture
+def rendered(shop: Schema) -> Schema:
+    """A rendered feed over a view that no index could serve."""
+    shop.execute(MANY_ITEMS.replace("1, 2000", "21, 2000"))
+    shop.execute("alter table {s}.products rename to goods")
+    shop.execute(
+        "create view {s}.products as select -id as id, name, description, price, image, url, categories, created_at"
+        " from {s}.goods"
+    )
+    shop.extra = "[stores.{s}.feeds.products]\nrendered = true\n"
+    return shop
+
+
+def refresh(shop: Schema, *options: str) -> Result:
+    shop.run()
+    return CliRunner().invoke(main, ["refresh", "--config", str(shop.path), *options])
+
+
+def test_a_rendered_feed_needs_no_index_but_a_refresh(rendered: Schema) -> None:
+    assert "clerk-feed refresh" in rendered.found()["refresh-never"]["cure"]
+    assert refresh(rendered).exit_code == 0
+    assert rendered.found("--scan") == {}
+    assert "refresh-by-hand" in rendered.notes()
+    rendered.extra += 'refresh_every = "10m"\n'
+    assert rendered.notes() == {}
+
+
+def test_a_refresh_that_fails_is_held_back_or_late_is_told(rendered: Schema) -> None:
+    refresh(rendered)
+    rendered.execute("delete from {s}.goods where id > 100")
+    assert refresh(rendered).exit_code == 1
+    finding = rendered.found()["refresh-failed"]
+    assert "was held back" in finding["what"]
+    assert "--accept-shrink" in finding["cure"]
+    rendered.execute("update clerk_feed.refresh set finished = finished - interval '2 hours'")
+    rendered.extra += 'refresh_every = "10m"\n'
+    assert "one is due every 10m" in rendered.found()["refresh-late"]["what"]

@@ -20,6 +20,7 @@ from app.diagnosis.findings import Finding, by_severity, error, note, placed, wa
 from app.diagnosis.items import Attribute
 from app.diagnosis.keys import key_findings
 from app.diagnosis.plans import estimated_rows, plan_findings
+from app.diagnosis.refreshes import refresh_findings
 from app.diagnosis.scan import SAMPLE_ITEMS, Scan
 from app.protocol.feeds import FEEDS, FeedName
 from app.protocol.problems import FEED_MISSING, Refusal
@@ -204,7 +205,10 @@ class Check:
 
         feed.findings += await self._asked(pool, estimate)
         feed.findings += await self._asked(pool, lambda c: key_findings(c, source, thorough=self._scan))
-        if not feed.rendered:
+        if feed.rendered:
+            store = self._settings.stores[feed.store]
+            feed.findings += await self._asked(pool, lambda c: refresh_findings(c, store, feed.feed))
+        else:
             feed.findings += await self._asked(pool, lambda c: plan_findings(c, source, feed.rows_estimated or 0))
             feed.findings += _deltas(feed)
         self._progress.begin(feed)
