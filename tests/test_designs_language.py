@@ -1,7 +1,13 @@
 """The language of Clerk.js 2: what its designs show, and what is refused."""
 
-import pytest
+import ast
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+import app
+from app.cli import main
 from app.designs.language import DesignError, parse, render
 
 VALUES: dict[str, object] = {
@@ -124,3 +130,25 @@ def test_a_filter_that_clerk_does_not_have_is_no_filter_unless_allowed() -> None
 def test_a_design_without_end_is_stopped(source: str) -> None:
     with pytest.raises(DesignError, match="limit reached"):
         render(parse(source), {"p": [1] * 60, "long": "x" * 10_000})
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("app.cli.design.find_spec", lambda name: None)
+    old = tmp_path / "old.html"
+    old.write_text("{{name}}")
+    result = CliRunner().invoke(main, ["design", "convert", str(old)])
+    assert result.exit_code == 1
+    assert (
+        result.stderr
+        == "Error: designs need python-liquid, which is not installed: pip install 'clerk-feed[designs]'\n"
+    )
+
+
+def test_nothing_else_imports_this_room() -> None:
+    """Its command does, inside of functions: what is imported with a module must be there without the extra."""
+    for path in sorted(Path(app.__file__).parent.rglob("*.py")):
+        if path.parent.name == "designs":
+            continue
+        for node in ast.parse(path.read_text()).body:
+            imported = node.module if isinstance(node, ast.ImportFrom) else None
+            assert not (imported or "").startswith(("app.designs", "liquid")), path
