@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from app.protocol.feeds import FEEDS, FeedName
+from app.protocol.redaction import redacted
 from app.protocol.request import HourUnit
 
 DEFAULT_PATH = Path("feed.toml")
@@ -490,7 +491,7 @@ def _access_complaints(access: Access) -> Iterator[str]:
             except ValueError as error:
                 yield f"{place}: it must be an address or a network: {error}"
                 continue
-            if key == "trusted_proxies" and parsed.prefixlen < _WIDEST_PROXIES[parsed.version]:
+            if key == "trusted_proxies" and _is_wide(parsed):
                 yield (
                     f"{place}: a trusted proxy may claim any address for its caller, and these are far too many;"
                     " name your own proxies"
@@ -505,6 +506,12 @@ def _access_complaints(access: Access) -> Iterator[str]:
 
 _WIDEST_PROXIES = {4: 8, 6: 16}
 """The shortest prefix of a network of proxies: 10.0.0.0/8 is somebody's own, 0.0.0.0/0 is not."""
+
+
+def _is_wide(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    """Whether a network holds more than anybody's proxies. ::ffff:0:0/96 is all of IPv4 in IPv6 clothes."""
+    mapped = getattr(network.network_address, "ipv4_mapped", None) is not None
+    return network.prefixlen < (96 + _WIDEST_PROXIES[4] if mapped else _WIDEST_PROXIES[network.version])
 
 
 def _unreachable_complaints(settings: Settings) -> Iterator[str]:
@@ -541,12 +548,13 @@ def _url_complaints(path: str, url: str) -> Iterator[str]:
         _ = parts.port
     except ValueError:
         host = None
+    shown = redacted(url)
     if host is None or parts.scheme not in ("http", "https"):
-        yield f'{path} = "{url}": it must be a URL, https://…'
+        yield f'{path} = "{shown}": it must be a URL, https://…'
     elif re.search(r"[\s\x00-\x20\x7f]", url):
-        yield f'{path} = "{url}": a URL holds no white space'
+        yield f'{path} = "{shown}": a URL holds no white space'
     elif parts.scheme == "http" and not is_loopback(host):
-        yield f'{path} = "{url}": secrets are sent there, so it must be https (http only to this machine)'
+        yield f'{path} = "{shown}": secrets are sent there, so it must be https (http only to this machine)'
 
 
 def _credentials_complaints(path: str, credentials: Credentials) -> Iterator[str]:

@@ -268,7 +268,7 @@ def test_the_failed_statement_is_not_shown_to_the_caller(shop: Shop) -> None:
 )
 def test_a_parameter_that_is_not_understood_is_named(shared_service: Running, query: str, name: str) -> None:
     said = problem(shared_service.get(f"/s0/products?{query}"), 400, "parameter-invalid")
-    assert f"{name}=" in said["detail"]
+    assert name in said["detail"]
 
 
 def test_an_invalid_item_of_a_strict_feed_is_named(database: Database, clerk: FakeClerk, serve: Serve) -> None:

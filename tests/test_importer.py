@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.clerk.importer import Importer, ImportFailedError, Report, decoded, redacted
+from app.clerk.importer import Importer, ImportFailedError, Report, decoded
+from app.protocol.redaction import redacted
 from tests.conftest import Hosted
 
 PAGED = "?limit={{limit}}&offset={{offset}}"
@@ -541,6 +542,7 @@ def test_any_answer_is_a_list_of_objects_or_a_reported_failure(body: bytes) -> N
         ("https://clerk@feeds.shop.dk/", "https://…@feeds.shop.dk/"),
         ("https://clerk:p%40ss@feeds.shop.dk/?limit={{limit}}", "https://…@feeds.shop.dk/?limit={{limit}}"),
         ("https://feeds.shop.dk/a@b?c=d@e", "https://feeds.shop.dk/a@b?c=d@e"),
+        ("https://feeds.shop.dk:8443/dk/products", "https://feeds.shop.dk:8443/dk/products"),
     ],
 )
 def test_a_url_is_shown_without_its_user_and_password(url: str, shown: str) -> None:
@@ -553,6 +555,10 @@ _CARELESS = [
     "https://clerk@shop.dk:hunter2@feeds.shop.dk/",
     "clerk:hunter2@feeds.shop.dk/dk/products",
     "//clerk:hunter2@feeds.shop.dk/dk/products",
+    "https://clerk:12/hunter2@feeds.shop.dk/dk/products",
+    "https://clerk:hun/hunter2@feeds.shop.dk/dk/products",
+    "https://clerk:1?hunter2@feeds.shop.dk/dk/products",
+    "https://clerk:1#hunter2@feeds.shop.dk/dk/products",
 ]
 
 

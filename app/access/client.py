@@ -47,6 +47,12 @@ _CLEAR_TEXT = (
 _FLEXIBLE = "In Cloudflare set SSL/TLS to Full (strict), and give this service a certificate: certfile and keyfile."
 
 
+_NAMELESS = (
+    "allowed_addresses needs the caller's address. Let the proxy append it to X-Forwarded-For: in nginx"
+    " 'proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for'."
+)
+
+
 class Client(msgspec.Struct, frozen=True):
     """Whoever asks."""
 
@@ -61,6 +67,7 @@ class _Peer(msgspec.Struct, frozen=True):
     ours: bool
     edge: bool
     loopback: bool
+    allowed: bool
 
 
 class Clients:
@@ -80,7 +87,7 @@ class Clients:
         seen = _forwarding(scope)
         client = self._proxied(scope, peer, seen) if seen else self._direct(scope, peer)
         scope[_CLIENT] = client
-        if self._allowed is not None and not _within(client.address, self._allowed):
+        if not self._peer(client.address).allowed:
             raise Refusal(ADDRESS_NOT_ALLOWED, f"The address {client.address} is not in allowed_addresses.")
         return client
 
@@ -99,9 +106,12 @@ class Clients:
             detail = f"The request came through {said}" + (":" if peer.edge else " trusted_proxies, or claims to:")
             fix = 'Add "cloudflare" to access.trusted_proxies in feed.toml.' if peer.edge else None
             raise Refusal(PROXY_NOT_TRUSTED, f"{detail} it carries {names}.", fix=fix)
-        if scope["scheme"] != "https" and not peer.ours:
+        if scope["scheme"] != "https" and peer.edge:
             raise Refusal(NOT_SECURE, "Cloudflare sent the request on over plain HTTP.", fix=_FLEXIBLE)
         reached = self._reached(peer, seen.get(b"x-forwarded-for"))
+        if self._allowed is not None and reached is peer and peer.ours:
+            # Whoever it was must not be let in by the proxy's own address, nor be told what that is.
+            raise Refusal(ADDRESS_NOT_ALLOWED, "The proxy does not say who asked.", fix=_NAMELESS)
         client = self._of_cloudflare(reached, seen)
         _require_https(scope, seen.get(b"x-forwarded-proto"))
         return client
@@ -146,7 +156,7 @@ class Clients:
     def _described(self, text: str) -> _Peer:
         address = _parsed(text)
         if address is None:
-            return _Peer(Client("unix", "unix"), ours=False, edge=False, loopback=False)
+            return _Peer(Client("unix", "unix"), ours=False, edge=False, loopback=False, allowed=self._allowed is None)
         shown = str(address)
         block = shown if address.version == 4 else str(ip_network((int(address) >> 64 << 64, 64)))
         return _Peer(
@@ -154,6 +164,7 @@ class Clients:
             ours=_within(shown, self._ours),
             edge=_within(shown, self._cloudflare),
             loopback=address.is_loopback,
+            allowed=self._allowed is None or _within(shown, self._allowed),
         )
 
 
@@ -215,7 +226,5 @@ def _by_version(networks: Iterable[Network]) -> dict[int, list[Network]]:
 
 
 def _within(text: str, networks: dict[int, list[Network]]) -> bool:
-    if text == "unix":
-        return False
     address = ip_address(text)
     return any(address in network for network in networks[address.version])

@@ -44,7 +44,7 @@ class Gate:
         store = self._stores.get(name)
         if store is None:
             raise Refusal(STORE_UNKNOWN, f"There is no store {name[:63]!r} here.")
-        if self._was_good(request, store):
+        if self._is_proven(request, store):
             await self._check(request, store, client)
         else:
             async with self._refusals.turn(store, client):
@@ -53,15 +53,22 @@ class Gate:
         async with self._places.one(store):
             yield store
 
-    def _was_good(self, request: Request, store: Store) -> bool:
-        """Whether the request carries a token that Clerk has vouched for before."""
+    def _is_proven(self, request: Request, store: Store) -> bool:
+        """Whether the request carries a token that Clerk has vouched for before, and the credentials besides.
+
+        The token alone is not enough: who has stolen one must not guess the password as often as he likes.
+        """
         header = request.headers.get("x-clerk-authorization")
         if header is None or not store.token_auth:
             return False
         try:
-            return self._tokens.remembers(store, bearer(header))
+            if not self._tokens.remembers(store, bearer(header)):
+                return False
+            if store.basic:
+                basic.check(request.headers.get("authorization"), store.basic)
         except Refusal:
             return False
+        return True
 
     async def _check(self, request: Request, store: Store, client: Client) -> None:
         try:
@@ -70,11 +77,20 @@ class Gate:
             if store.token_auth:
                 await self._tokens.check(store, bearer(request.headers.get("x-clerk-authorization")))
         except Refusal as refusal:
-            # A client that knows nothing of Basic yet asks once without: the challenge tells it.
-            first = refusal.problem is BASIC_REQUIRED and "authorization" not in request.headers
-            if refusal.problem in _COUNTED and not first:
+            if refusal.problem in _COUNTED and not _is_first_challenge(refusal, request, store):
                 self._refusals.count(store, client)
             raise
+
+
+def _is_first_challenge(refusal: Refusal, request: Request, store: Store) -> bool:
+    """A client that knows nothing of Basic yet asks once without: the challenge tells it.
+
+    Clerk's importer sends its token even then.
+    """
+    headers = request.headers
+    if refusal.problem is not BASIC_REQUIRED or "authorization" in headers:
+        return False
+    return not store.token_auth or "x-clerk-authorization" in headers
 
 
 def require_http_1(request: Request) -> None:

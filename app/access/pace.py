@@ -70,6 +70,9 @@ class Pace:
         self._item = RateLimitItemPerSecond(even.numerator, even.denominator)
         self._max_wait_seconds = max_wait_seconds
         self._lines: dict[str, asyncio.Lock] = {}
+        # Who stands behind so many would not be served within max_wait anyway.
+        self._most_waiting = max(1, math.ceil(even * Fraction(max_wait_seconds)))
+        self._waiting: dict[str, int] = {}
 
     async def take(self, store: Store) -> float:
         """Wait for the store's turn; answers the seconds waited. Raises Refusal(TOO_FAST)."""
@@ -77,19 +80,25 @@ class Pace:
         if not line.locked() and self._limiter.hit(self._item, store.name):
             return 0.0
         started = time.monotonic()
+        waiting = self._waiting.get(store.name, 0)
+        if waiting >= self._most_waiting:
+            raise self._refusal(store, f"and {waiting} requests wait already")
+        self._waiting[store.name] = waiting + 1
         try:
             async with asyncio.timeout(self._max_wait_seconds):
                 async with line:  # first come, first served
                     while not self._limiter.hit(self._item, store.name):  # noqa: ASYNC110 - time frees a turn
                         await asyncio.sleep(self._seconds_to_turn(store))
         except TimeoutError:
-            seconds = max(1, math.ceil(self._seconds_to_turn(store)))
-            raise Refusal(
-                TOO_FAST,
-                f"The store {store.name} was asked faster than {self._item} for {self._max_wait_seconds:g} s.",
-                headers={"Retry-After": str(seconds)},
-            ) from None
+            raise self._refusal(store, f"and no turn came within {self._max_wait_seconds:g} s") from None
+        finally:
+            self._waiting[store.name] -= 1
         return time.monotonic() - started
+
+    def _refusal(self, store: Store, more: str) -> Refusal:
+        seconds = max(1, math.ceil(self._seconds_to_turn(store)))
+        detail = f"The store {store.name} was asked faster than {self._item}, {more}."
+        return Refusal(TOO_FAST, detail, headers={"Retry-After": str(seconds)})
 
     def _seconds_to_turn(self, store: Store) -> float:
         return max(0.001, self._limiter.get_window_stats(self._item, store.name).reset_time - time.monotonic())

@@ -19,6 +19,7 @@ import msgspec
 import orjson
 
 from app.protocol.coding import CodingError, decoded_body
+from app.protocol.redaction import redacted
 
 ItemId = str | int
 
@@ -331,11 +332,6 @@ def decoded(body: bytes) -> list[dict[str, object]]:
         raise ImportFailedError("the answer holds something that is not an object", status=200, body=body)
     found: list[dict[str, object]] = items
     return found
-
-
-def redacted(url: str) -> str:
-    """A URL as it may be shown: without user and password."""
-    return re.sub(r"^([a-z+.-]+:)?(//)?[^/?#]*@", r"\1//…@", url, flags=re.IGNORECASE)
 
 
 def _broken(error: Exception) -> str:

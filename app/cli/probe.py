@@ -7,12 +7,13 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from app.clerk.importer import Importer, redacted
+from app.clerk.importer import Importer
 from app.cli.figures import duration, size
 from app.cli.findings import as_json, counted, show
 from app.diagnosis.findings import count_of
 from app.diagnosis.walk import HOURLY_SECONDS, Probe, Walk
 from app.protocol.feeds import FEEDS, FeedName
+from app.protocol.redaction import redacted
 
 _CODINGS = {"gzip": "gzip", "zstd": "zstd", "none": ""}
 

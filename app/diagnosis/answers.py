@@ -10,9 +10,10 @@ import re
 import msgspec
 import orjson
 
-from app.clerk.importer import ImportFailedError, redacted
+from app.clerk.importer import ImportFailedError
 from app.diagnosis.findings import Finding, error
 from app.protocol.problems import MEDIA_TYPE
+from app.protocol.redaction import redacted
 from app.protocol.sync_errors import of_status
 
 _START = 120

@@ -53,7 +53,8 @@ def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: H
     values: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _KNOWN:
-            raise _refusal(name, value, f"the parameters are {', '.join(_KNOWN)}")
+            # Its value may be anything, a key of Clerk's in the wrong place too.
+            raise Refusal(PARAMETER_INVALID, f"{name[:60]!r}: the parameters are {', '.join(_KNOWN)}.")
         if name in values:
             raise _refusal(name, value, "it was given twice")
         if name != "after" and "{{" in value:
@@ -90,8 +91,9 @@ def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: H
 
 def require_no_parameters(query: str) -> None:
     """Return if a query string is empty. Raises Refusal(PARAMETER_INVALID): a single file can't be paged."""
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        raise _refusal(name, value, "the single file feed.json takes no parameters: it is always whole")
+    for name, _ in parse_qsl(query, keep_blank_values=True):
+        rule = "the single file feed.json takes no parameters, it is always whole"
+        raise Refusal(PARAMETER_INVALID, f"{name[:60]!r}: {rule}.")
 
 
 def parse_modified_after(text: str, *, now: float, unit: HourUnit) -> float | None:
