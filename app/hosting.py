@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import h11
+import hypercorn.protocol
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
 from starlette.types import ASGIApp
 
 from app.settings import Server
@@ -20,6 +23,21 @@ from app.sockets import BACKLOG
 
 _KEEP_ALIVE_SECONDS = 10.0
 _HANDSHAKE_SECONDS = 10
+
+
+class _OnlyHttp1(H11Protocol):
+    """HTTP/1.1, whatever a client begins with or asks to upgrade to.
+
+    Hypercorn (0.18) gives such a connection to its HTTP/2: without backpressure, and without an end, for a client that
+    opens no stream is never idle. Here HTTP/2's preface is a request of the version 2.0, which the application refuses
+    (505), and an upgrade is not taken up.
+    """
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
+
+
+hypercorn.protocol.H11Protocol = _OnlyHttp1  # type: ignore[attr-defined]
 
 
 async def host(

@@ -209,6 +209,11 @@ def _invalid(event: events.ItemsInvalid) -> str:
     return f"{event.store}/{event.feed}: {len(event.items)} items left out: {shown}{more}"
 
 
+def _printable(path: str) -> str:
+    """A path without line breaks and escape sequences: whoever asks may not write into the terminal of who reads."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)
+
+
 _RENDERED: dict[type[Event], Callable[..., str]] = {
     events.FeedServed: _served,
     events.ItemsInvalid: _invalid,
@@ -244,7 +249,7 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
     ),
     events.RefreshFailed: lambda e: f"{e.store}/{e.feed}: not refreshed: {e.cause}",
     events.CutOff: lambda e: f"{e.store}/{e.feed}: cut off after {e.bytes / 1e6:.2f} MB: {e.cause}",
-    events.Refused: lambda e: f"{e.status} {e.method} {e.path} from {e.address}: {e.detail}",
+    events.Refused: lambda e: f"{e.status} {e.method} {_printable(e.path)} from {e.address}: {e.detail}",
     events.NoModifiedAt: lambda e: (
         f"{e.store}/{e.feed}: modified_after was asked, but the source has no modified_at: everything is served"
     ),
@@ -253,5 +258,5 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
     ),
     events.Logged: lambda e: f"{e.logger}: {e.message}",
     events.LinesDropped: lambda e: f"({e.count} lines were dropped: nobody reads this log fast enough)",
-    events.Failed: lambda e: f"defect at {e.path}: {e.error}\n{e.traceback}",
+    events.Failed: lambda e: f"defect at {_printable(e.path)}: {e.error}\n{e.traceback}",
 }
