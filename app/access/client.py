@@ -208,8 +208,8 @@ def _parsed(text: str) -> Address | None:
 def _without_port(hop: str) -> str:
     """'203.0.113.9:4711' and '[2001:db8::1]:4711', as some proxies write it, without the port."""
     if hop.startswith("["):
-        host, _, port = hop[1:].partition("]")
-        return host if not port or (port[0] == ":" and port[1:].isdecimal()) else ""
+        host, end, port = hop[1:].partition("]")
+        return host if end and (not port or (port[0] == ":" and port[1:].isdecimal())) else ""
     host, _, port = hop.partition(":")
     return host if "." in host and port.isdecimal() else hop
 
