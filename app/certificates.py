@@ -24,6 +24,10 @@ def require_usable(server: Server) -> None:
         context.load_cert_chain(server.certfile, server.keyfile, password=lambda: "")
     except ssl.SSLError as error:
         raise CertificateError(_explained(server, error)) from None
+    if _is_expired(server):
+        raise CertificateError(
+            f'server.certfile = "{server.certfile}": it has expired, or a certificate of its chain has; renew it.'
+        )
     if server.client_ca:
         try:
             context.load_verify_locations(server.client_ca)
@@ -49,7 +53,38 @@ def _require_readable(key: str, path: str) -> None:
         )
 
 
+_EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED
+
+
+def _is_expired(server: Server) -> bool:
+    """Whether a client would find the certificate expired: it is asked by a handshake in memory."""
+    ours, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ours.load_cert_chain(server.certfile, server.keyfile)
+    theirs.check_hostname = False
+    theirs.load_verify_locations(server.certfile)
+    theirs.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = theirs.wrap_bio(to_client, to_server)
+    answering = ours.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, answering, client):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return bool(error.verify_code == _EXPIRED)
+        except ssl.SSLError:
+            return False  # whether it pleases a client otherwise is not asked here
+    return False
+
+
 def _explained(server: Server, error: ssl.SSLError) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
         return f'server.keyfile = "{server.keyfile}": it is not the key of the certificate in "{server.certfile}".'
-    return f'server.certfile = "{server.certfile}": OpenSSL can\'t use it with its key ({error.reason}).'
+    key, path = "keyfile", server.keyfile
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(server.certfile)
+    except ssl.SSLError:
+        key, path = "certfile", server.certfile
+    reason = f" ({error.reason})" if error.reason else ""
+    return f'server.{key} = "{path}": OpenSSL can\'t read it{reason}; the file is damaged, or of an unusual kind.'
