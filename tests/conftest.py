@@ -325,7 +325,9 @@ def start_service(
         text = log.read_text()
         if '"event":"Started"' in text:
             urls = {
-                words[0]: words[1] for line in text.splitlines() if len(words := line.split()) == 2 and "://" in line
+                words[0]: words[1].rstrip(",")
+                for line in text.splitlines()
+                if len(words := line.split()) >= 2 and "://" in words[1]
             }
             return Running(process, urls["feeds"], urls["admin"], log)
         if process.poll() is not None:
