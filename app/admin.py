@@ -30,6 +30,7 @@ from app.status.events import Emit
 from app.status.gauges import gauges
 from app.status.metrics import exposition
 from app.status.pages import Pages
+from app.status.status_page import StatusPage
 
 _CONNECTIONS = 2
 _OPEN_TO_ALL = ("/-/healthz", "/-/readyz")
@@ -50,10 +51,8 @@ def create_admin(settings: Settings, pool: Pool, folder: Path, emit: Emit) -> AS
     """The application; everything but the health routes is behind access.admin where that is set."""
     sources = Sources(pool, settings.database.resume_for.seconds)
     metrics = MetricsPage(settings, pool, folder)
-    routes = [
-        Route("/-/metrics", metrics.metrics),
-        *Pages(readiness(settings, pool, sources), with_reasons=not settings.access.admin).routes(),
-    ]
+    routes = [Route("/-/metrics", metrics.metrics), *StatusPage(settings, pool).routes()]
+    routes += Pages(readiness(settings, pool, sources), with_reasons=not settings.access.admin).routes()
     return application(routes, settings.stores, emit, guard=lambda app: BehindAdmin(app, settings.access))
 
 
@@ -96,7 +95,7 @@ class MetricsPage:
         """The metrics, those of the processes also while the database is away."""
         try:
             async with self._pool.connection() as connection:
-                walks = await history.walks(connection, self._places, 10)
+                walks = await history.walks(connection, self._places, full=20, delta=5)
                 asked = gauges(walks, await history.rendered(connection), time.time())
         except (Refusal, asyncpg.PostgresError, *LOST):
             asked = gauges(None, [], time.time())

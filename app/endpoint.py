@@ -142,14 +142,14 @@ class Answer:
         self._caller = caller
         self._since = self._changed_since()
         self._next: str | None = None
-        self._mark = 0.0
+        self._mark = self._begun = 0.0
         self.writes = True
         self.tally = tally or Tally()
 
     async def chunks(self) -> Chunks:
         """The answer's bytes. A page's bookmark is durable before its last chunk leaves here."""
         limit, framing = self._wanted.limit, FRAMING[self._wanted.format]
-        self._mark = time.perf_counter()
+        self._mark = self._begun = time.perf_counter()
         if (body := await self._small_page()) is not None:
             yield framing.opening + body + framing.closing
             return
@@ -194,6 +194,9 @@ class Answer:
             self.tally.bookmark += self._lap()
         pieces.append(framing.closing)
         yield b"".join(filter(None, pieces))
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._begun
 
     def _lap(self) -> float:
         """Seconds since the last one."""
@@ -255,7 +258,16 @@ class Answer:
             items = await self._catalog.guard.check(self.store, self._source, ending, writes=self.writes)
         if self.writes:
             final_items = items if reached is None and not again else None
-            page = Page(offset, wanted.limit or 0, tally.items, tally.invalid, reached, final_items, self._caller)
+            page = Page(
+                offset,
+                wanted.limit or 0,
+                tally.items,
+                tally.invalid,
+                reached,
+                final_items,
+                self._caller,
+                self._seconds(),
+            )
             await self._record(start, page, incremental=incremental)
         if reached is None and not again and self.writes:
             await self._ended(items, incremental=incremental)
@@ -279,7 +291,7 @@ class Answer:
                 sent=row.items,
                 invalid=row.invalid,
                 pages=row.pages,
-                seconds=self.tally.seconds() if row.whole else row.seconds,
+                seconds=row.seconds,
             )
         )
 

@@ -50,6 +50,8 @@ class Page(msgspec.Struct, frozen=True):
     final_items: int | None = None
     """How many items the feed has, at its end."""
     caller: str = ""
+    seconds: float = 0.0
+    """How long ago a walk of one answer began."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -160,6 +162,7 @@ class Bookmarks:
                 page.invalid,
                 page.final_items,
                 page.caller,
+                page.seconds,
             )
         )
         return walk
@@ -281,8 +284,9 @@ where id = $1
 """
 
 _ENDED_AT_ONCE = """
-insert into clerk_feed.walk (store, feed, incremental, whole, pages, items, invalid, ended, final_items, caller)
-values ($1, $2, $3, $4, 1, $5, $6, 'finished', $7, $8)
+insert into clerk_feed.walk
+  (store, feed, incremental, whole, pages, items, invalid, ended, final_items, caller, started)
+values ($1, $2, $3, $4, 1, $5, $6, 'finished', $7, $8, now() - make_interval(secs => $9::float8))
 returning id
 """
 

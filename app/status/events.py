@@ -42,6 +42,8 @@ class Stopping(Event, frozen=True):
 class WorkerLost(Event, frozen=True):
     """A worker process ended unasked; another is started after this long. A negative status is a signal's number."""
 
+    level = "warning"
+
     pid: int
     status: int
     seconds: float
@@ -49,6 +51,8 @@ class WorkerLost(Event, frozen=True):
 
 class WorkerUnable(Event, frozen=True):
     """A worker that was to replace a lost one could not start; it is tried again after this long."""
+
+    level = "error"
 
     reason: str
     seconds: float
@@ -69,6 +73,8 @@ class Reloaded(Event, frozen=True):
 
 class ReloadRefused(Event, frozen=True):
     """The service was asked to reload and could not; it goes on as before."""
+
+    level = "error"
 
     reason: str
 
@@ -139,6 +145,8 @@ class Refreshed(Event, frozen=True):
 class RefreshHeldBack(Event, frozen=True):
     """A refresh would have left far fewer items than the most there were in 24 hours; nothing was changed."""
 
+    level = "error"
+
     store: str
     feed: str
     items: int
@@ -147,6 +155,8 @@ class RefreshHeldBack(Event, frozen=True):
 
 class RefreshFailed(Event, frozen=True):
     """A refresh did not happen; what was rendered last is served."""
+
+    level = "error"
 
     store: str
     feed: str

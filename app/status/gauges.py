@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.status.history import Rendered, Walk
+from app.status.history import Rendered, Walk, outcomes
 from app.status.metrics import Gauge
 
 _FEED = ("store", "feed")
@@ -10,13 +10,15 @@ _KIND = (*_FEED, "kind")
 
 
 def gauges(walks: Sequence[Walk] | None, rendered: Sequence[Rendered], now: float) -> list[Gauge]:
-    """The gauges of the last walks, newest first, and of rendered feeds. `walks` is None while the database is away."""
+    """The gauges of the last walks and of rendered feeds. `walks` is None while the database is away."""
     up = Gauge("database_up", "Whether the database answered this scrape.", (), [((), float(walks is not None))])
     if walks is None:
         return [up]
-    running = {(w.store, w.feed, _kind(w)): w for w in reversed(walks) if w.outcome(now) == "running"}
-    finished = {(w.store, w.feed, _kind(w)): w for w in reversed(walks) if w.ended == "finished"}
-    last_full = {(w.store, w.feed): w for w in reversed(walks) if w.ended is not None and not w.incremental}
+    judged = outcomes(walks, now)
+    judged.reverse()  # of several the newest stays
+    running = {(w.store, w.feed, _kind(w)): w for w, outcome in judged if outcome == "running"}
+    finished = {(w.store, w.feed, _kind(w)): w for w, outcome in judged if outcome == "finished"}
+    last_full = {(w.store, w.feed): w for w, _ in judged if w.ended is not None and not w.incremental}
     refreshed = [r for r in rendered if r.refreshed is not None]
     return [
         up,

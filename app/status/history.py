@@ -14,6 +14,8 @@ from app.status.record import SILENT_SECONDS, Stream
 GIVEN_UP_SECONDS = 3600.0
 """A walk that nobody went on with for so long is taken for given up."""
 
+_STARTED_OVER_SECONDS = 10.0
+
 Outcome = Literal["running", "finished", "held back", "given up"]
 
 
@@ -37,10 +39,15 @@ class Walk(msgspec.Struct, frozen=True):
     def seconds(self) -> float:
         return self.last_page - self.started
 
-    def outcome(self, now: float) -> Outcome:
+    def outcome(self, now: float, *, newest: bool = True) -> Outcome:
+        """What became of it. `newest`: none of its feed and kind had a page after it.
+
+        Pages of a sync that was started over may belong to the walk before, see Bookmarks: then that one goes on.
+        """
         if self.ended is not None:
             return "held back" if self.ended == "held back" else "finished"
-        return "running" if now - self.last_page < GIVEN_UP_SECONDS else "given up"
+        patience = GIVEN_UP_SECONDS if newest else _STARTED_OVER_SECONDS
+        return "running" if now - self.last_page < patience else "given up"
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -102,10 +109,21 @@ class InvalidItems(msgspec.Struct, frozen=True):
     ids: tuple[str, ...]
 
 
-async def walks(connection: Any, places: Sequence[tuple[str, str]], most: int) -> list[Walk]:
-    """The last walks of some feeds, newest first."""
+def outcomes(walks: Sequence[Walk], now: float) -> list[tuple[Walk, Outcome]]:
+    """What became of each walk, that with the newest page first."""
+    seen: set[tuple[str, str, bool]] = set()
+    judged: list[tuple[Walk, Outcome]] = []
+    for walk in sorted(walks, key=lambda walk: -walk.last_page):
+        kind = (walk.store, walk.feed, walk.incremental)
+        judged.append((walk, walk.outcome(now, newest=kind not in seen)))
+        seen.add(kind)
+    return judged
+
+
+async def walks(connection: Any, places: Sequence[tuple[str, str]], *, full: int, delta: int) -> list[Walk]:
+    """The last walks of some feeds: so many full ones and so many of changes, of each."""
     stores, feeds = [store for store, _ in places], [feed for _, feed in places]
-    return [Walk(**row) for row in await connection.fetch(_WALKS, stores, feeds, most)]
+    return [Walk(**row) for row in await connection.fetch(_WALKS, stores, feeds, full, delta)]
 
 
 async def processes(connection: Any) -> list[Process]:
@@ -135,14 +153,14 @@ select
   w.id, w.store, w.feed, w.incremental, w.whole, extract(epoch from w.started)::float8 as started,
   extract(epoch from w.last_page)::float8 as last_page, w.pages, w.items, w.invalid, w.ended, w.final_items
 from unnest($1::text[], $2::text[]) as p (store, feed)
+cross join (values (false, $3::int8), (true, $4::int8)) as k (incremental, most)
 cross join lateral (
   select *
   from clerk_feed.walk as w
-  where w.store = p.store and w.feed = p.feed
+  where w.store = p.store and w.feed = p.feed and w.incremental = k.incremental
   order by w.id desc
-  limit $3
+  limit k.most
 ) as w
-order by w.id desc
 """
 
 _PROCESSES = """
