@@ -320,6 +320,21 @@ def test_what_a_name_stands_for_is_followed() -> None:
     ]
 
 
+@pytest.mark.parametrize(("value", "write"), [(0, "p.x > 0"), ("", "p.x.length > 0"), ([], "p.x.length > 0")])
+def test_a_condition_on_what_is_there_and_yet_nothing_is_worth_a_look(value: object, write: str) -> None:
+    facts = Facts("products", ("x",), total=2)
+    facts.count([{"x": value}, {"x": [1] if value == [] else 7 if value == 0 else "a"}])
+    examined = examine("{% for p in products %}{% if p.x %}y{% endif %}{% endfor %}", facts)
+    assert [found.text.endswith(f"write {write}") for found in examined.warnings] == [True]
+
+
+@pytest.mark.parametrize("value", [False, {}, 1, "a", [1]])
+def test_a_condition_on_anything_else_is_not(value: object) -> None:
+    facts = Facts("products", ("x",), total=1)
+    facts.count([{"x": value}])
+    assert examine("{% for p in products %}{% if p.x %}y{% endif %}{% endfor %}", facts).warnings == []
+
+
 def test_an_object_with_a_name_for_each_item_does_not_fill_the_memory() -> None:
     facts = Facts("products", ("prices",))
     facts.count({"prices": {f"store{number}-{name}": 1 for name in range(50)}} for number in range(1000))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 import click
+import msgspec
 
 from app.catalog.embedded import EmbeddedError
 from app.catalog.pool import Pool
@@ -187,11 +188,9 @@ async def _preview(
         except PortTakenError:
             raise click.ClickException(f"another program listens on port {port}; choose one with --port") from None
         url = url_of(listener)
-        actual = listener.getsockname()[1]
         page = Preview(Subject(path, css, store.name, feed, source.attributes, allowed), picked, stop)
         click.echo(f"{path} with {feed} of {store.name}: {url}\nIt is shown anew when you save it. Ctrl-C stops.")
-        hosts = frozenset({f"127.0.0.1:{actual}", f"localhost:{actual}"})
-        await host(page.app(hosts), [listener], Server(shutdown_timeout=Duration(2)), stop)
+        await host(page.app(), [listener], Server(shutdown_timeout=Duration(2)), stop)
 
 
 def _opened(path: Path, store: str, stack: ExitStack) -> tuple[Settings, Store, str]:
@@ -208,7 +207,9 @@ def _opened(path: Path, store: str, stack: ExitStack) -> tuple[Settings, Store, 
 
 @asynccontextmanager
 async def _reading(settings: Settings, dsn: str, store: Store, feed: FeedName) -> AsyncIterator[tuple[Pool, Source]]:
-    """A pool, and the feed's source as PostgreSQL describes it."""
+    """A pool, and the feed's relation as PostgreSQL describes it, also where what is served is rendered from it."""
+    feeds = {**store.feeds, feed: msgspec.structs.replace(store.feed(feed), rendered=False)}
+    store = msgspec.structs.replace(store, feeds=feeds)
     pool = await Pool.open(dsn, settings.database, lambda event: None)
     try:
         yield pool, await Sources(pool, settings.database.resume_for.seconds).of(store, feed)

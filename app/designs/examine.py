@@ -342,7 +342,7 @@ class _Examiner:
         kind = _kinds(_Value(kinds=frozenset(wrong)))
         part = ""
         if value.fact is not None and "number" in value.kinds:
-            count = sum(value.fact.kinds[name] for name in wrong)
+            count = sum(value.fact.kinds.get(name, 0) for name in wrong)
             part = f" in {percent(count / value.fact.seen)} of its values"
         cure = (
             f"; cast it in the view: {value.name.split('.')[-1]}::numeric"

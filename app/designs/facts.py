@@ -1,6 +1,5 @@
 """What the items of a feed have: which attributes, of which types, in how many items. Counted, never guessed."""
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
@@ -17,34 +16,43 @@ class Fact(msgspec.Struct):
     """What was seen at one place: of an attribute, of a member of an object, or of the elements of an array."""
 
     seen: int = 0
-    kinds: Counter[Kind] = msgspec.field(default_factory=Counter)
+    kinds: dict[Kind, int] = {}
     blank: int = 0
     """How many are there and yet nothing: 0, empty text, an empty array."""
-    members: dict[str, "Fact"] = msgspec.field(default_factory=dict)
+    members: dict[str, "Fact"] = {}
     elements: "Fact | None" = None
 
     def count(self, value: object, depth: int = 0) -> None:
         """Count a value in."""
         self.seen += 1
         kind = kind_of(value)
-        self.kinds[kind] += 1
-        self.blank += kind != "bool" and value in (0, "", [])
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        if not value and kind not in ("bool", "object"):
+            self.blank += 1
         if depth > _DEEPEST:
             return
         if isinstance(value, dict):
+            members = self.members
             for name, inner in value.items():
-                if inner is not None and (name in self.members or len(self.members) < _MOST_MEMBERS):
-                    self.members.setdefault(name, Fact()).count(inner, depth + 1)
+                if inner is None:
+                    continue
+                known = members.get(name)
+                if known is None:
+                    if len(members) >= _MOST_MEMBERS:
+                        continue
+                    known = members[name] = Fact()
+                known.count(inner, depth + 1)
         elif isinstance(value, list):
-            self.elements = self.elements or Fact()
+            elements = self.elements = self.elements or Fact()
             for inner in value:
                 if inner is not None:
-                    self.elements.count(inner, depth + 1)
+                    elements.count(inner, depth + 1)
 
     @property
     def shown_kind(self) -> str:
         """Its types, the most frequent first."""
-        return " or ".join(kind for kind, _ in self.kinds.most_common())
+        frequent = sorted(self.kinds.items(), key=lambda pair: pair[1], reverse=True)
+        return " or ".join(kind for kind, _ in frequent)
 
 
 class Facts(msgspec.Struct):
@@ -66,14 +74,16 @@ class Facts(msgspec.Struct):
         return self.items.seen < self.total
 
 
+_KINDS: dict[type, Kind] = {
+    bool: "bool",
+    int: "number",
+    float: "number",
+    str: "text",
+    list: "array",
+    dict: "object",
+}
+
+
 def kind_of(value: object) -> Kind:
-    match value:
-        case bool():
-            return "bool"
-        case int() | float():
-            return "number"
-        case list():
-            return "array"
-        case dict():
-            return "object"
-    return "text"
+    """The type of a value that came out of JSON."""
+    return _KINDS[type(value)]

@@ -38,6 +38,7 @@ _PAGE_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; frame-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_LOOPBACK = ("127.0.0.1", "localhost")
 _LOOK_SECONDS = 0.25
 _KEPT = 20
 
@@ -85,8 +86,8 @@ class Preview:
             loader=jinja2.PackageLoader("app.designs"), autoescape=True, undefined=jinja2.StrictUndefined
         )
 
-    def app(self, hosts: frozenset[str]) -> ASGIApp:
-        """The application behind a guard that lets in only those who ask for one of these hosts, ports included."""
+    def app(self) -> ASGIApp:
+        """The application, behind a guard against names that point to loopback."""
         routes = [
             Route("/", self.page),
             Route("/page.js", self.static),
@@ -95,7 +96,7 @@ class Preview:
             Route("/frame/{version:int}", self.frame),
             Route("/changes", self.changes),
         ]
-        return _OwnHostOnly(Starlette(routes=routes), hosts)
+        return _LoopbackOnly(Starlette(routes=routes))
 
     async def page(self, request: Request) -> Response:
         subject = self._subject
@@ -205,18 +206,18 @@ class Preview:
         return version
 
 
-class _OwnHostOnly:
-    """Refuses requests that name another host: a site elsewhere may let its name point to loopback."""
+class _LoopbackOnly:
+    """Refuses requests for another host than loopback: a site elsewhere may let its own name point here."""
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or Request(scope).headers.get("host", "") in self._hosts:
+        # Any port: it may be forwarded from another machine's.
+        if scope["type"] != "http" or Request(scope).headers.get("host", "").rpartition(":")[0] in _LOOPBACK:
             await self._app(scope, receive, send)
             return
-        answer = PlainTextResponse("This page answers to its own address only.\n", 403, headers=_HEADERS)
+        answer = PlainTextResponse("This page is for 127.0.0.1 and localhost only.\n", 403, headers=_HEADERS)
         await answer(scope, receive, send)
 
 
