@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long bench soak dist size check fmt
+.PHONY: demo test test-long bench load soak dist size check fmt
 
 demo: $(VENV)/installed-demo
 	@$(BIN)/clerk-feed demo $(if $(EXIT),--exit)
@@ -23,6 +23,12 @@ bench: $(VENV)/installed
 # Walks, changes and faults, MINUTES=15 of them; SEED=… repeats one.
 soak: $(VENV)/installed
 	@$(BIN)/python -m loadtests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+# A load profile, with a report in loadtests/reports/: nightly platform eager incremental hostile soak. Fails where a
+# threshold does not hold. ITEMS and MINUTES override the profile's.
+load: $(VENV)/installed
+	@$(BIN)/python -m loadtests.load $(or $(PROFILE),nightly) $(if $(ITEMS),--items $(ITEMS)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PICTURE),--picture $(PICTURE))
 
 # A wheel and an sdist in dist/. The wheel is built from the sdist, so that one can be built from the other.
 dist: $(VENV)/installed

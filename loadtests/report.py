@@ -168,11 +168,12 @@ def show(figures: Figures, console: Console) -> None:
         )
         if not baseline.same_items:
             console.print("[bold red]The baseline's first page did not hold what clerk-feed's held.[/]")
-    for trouble in _troubles(figures.machine):
+    for trouble in troubles(figures.machine):
         console.print(f"[bold]{trouble}: the figures are too low.[/]")
 
 
-def _troubles(machine: Machine) -> Iterator[str]:
+def troubles(machine: Machine) -> Iterator[str]:
+    """What kept the machine from showing what it can."""
     if machine.cpu_waits is not None and machine.cpu_waits > _QUIET_WAITS:
         yield f"Other programs kept the machine busy ({machine.cpu_waits:.0%} of the time one waited for a CPU)"
     elif machine.cpu_waits is None and machine.load_before > 0.5:

@@ -1,0 +1,116 @@
+"""Plots as SVG, for a light page and for a dark one."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from loadtests.profiles import Recording, Sample
+from loadtests.verdict import IMPORTERS
+
+Theme = Literal["light", "dark"]
+THEMES: tuple[Theme, ...] = ("light", "dark")
+
+_INK = {"light": "#1f2328", "dark": "#e6edf3"}
+_FAINT = {"light": "#d0d7de", "dark": "#30363d"}
+COLORS: dict[Theme, list[str]] = {
+    "light": ["#0969da", "#bf3989", "#9a6700", "#1a7f37", "#8250df"],
+    "dark": ["#58a6ff", "#f778ba", "#d29922", "#3fb950", "#bc8cff"],
+}
+
+
+def figure(theme: Theme, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Any]]:
+    """A figure with `rows` plots below each other, without a background of its own."""
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "clerk-feed", "font.family": "sans-serif"})
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    drawn.patch.set_alpha(0)
+    axes = list(drawn.subplots(rows, 1, squeeze=False)[:, 0])
+    for axis in axes:
+        axis.patch.set_alpha(0)
+        axis.grid(visible=True, color=_FAINT[theme], linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.set_prop_cycle(color=COLORS[theme])
+        axis.tick_params(colors=_INK[theme], which="both")
+        for name, spine in axis.spines.items():
+            spine.set_visible(name in ("left", "bottom"))
+            spine.set_color(_FAINT[theme])
+        for label in (axis.xaxis.label, axis.yaxis.label, axis.title):
+            label.set_color(_INK[theme])
+    return drawn, axes
+
+
+def legend(axis: Any, theme: Theme, **options: Any) -> None:
+    axis.legend(frameon=False, labelcolor=_INK[theme], fontsize="small", **options)
+
+
+def svg(drawn: Figure) -> str:
+    """The figure as SVG, the same for the same figures."""
+    file = io.StringIO()
+    drawn.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def load(recording: Recording, samples: Sequence[Sample], theme: Theme) -> Figure:
+    """A load run over its time: latency by who asked, items a second, and what the service needed."""
+    drawn, (latency, items, memory) = figure(theme, 9, 7.2, 3)
+    kinds = sorted({request.kind for request in recording.requests}, key=lambda kind: (kind not in IMPORTERS, kind))
+    for kind in kinds:
+        if kind == "SlowReader":  # its requests last as long as it likes
+            continue
+        mine = [request for request in recording.requests if request.kind == kind]
+        good = [request for request in mine if request.status == 200 or kind not in IMPORTERS]
+        size = 9 if kind in IMPORTERS else 4
+        latency.scatter(
+            [r.at for r in good], [r.seconds * 1000 for r in good], s=size, alpha=0.6, linewidths=0, label=_named(kind)
+        )
+        failed = [request for request in mine if kind in IMPORTERS and request.status != 200]
+        if failed:
+            latency.scatter(
+                [r.at for r in failed], [r.seconds * 1000 for r in failed], s=24, marker="x", label="failed requests"
+            )
+    latency.set_yscale("log")
+    latency.set_ylabel("ms a request")
+    latency.set_title("Answers", loc="left", fontsize="medium")
+    legend(latency, theme, loc="upper right")
+
+    importers = [request for request in recording.requests if request.kind in IMPORTERS and request.status == 200]
+    end = max((request.at + request.seconds for request in recording.requests), default=1.0)
+    step = max(end / 60, 0.5)
+    bins = [0.0] * (int(end / step) + 1)
+    for request in importers:
+        bins[min(int((request.at + request.seconds) / step), len(bins) - 1)] += request.items / step
+    items.plot([(number + 0.5) * step for number in range(len(bins))], bins, drawstyle="steps-mid")
+    items.set_ylim(bottom=0)
+    items.set_ylabel("items/s")
+    items.set_title("Items that reached importers", loc="left", fontsize="medium")
+
+    memory.plot([s.at for s in samples], [s.memory for s in samples], label="memory, MB")
+    memory.set_ylim(bottom=0)
+    memory.set_ylabel("MB")
+    memory.set_xlabel("seconds since the run began")
+    memory.set_title("The service", loc="left", fontsize="medium")
+    shares = [
+        (later.at, (later.cpu - earlier.cpu) / (later.at - earlier.at) * 100)
+        for earlier, later in zip(samples, samples[4:], strict=False)
+        if later.at > earlier.at
+    ]
+    cpu = memory.twinx()
+    cpu.plot([at for at, _ in shares], [share for _, share in shares], color=COLORS[theme][2], label="CPU, % of one")
+    cpu.set_ylim(bottom=0)
+    cpu.set_ylabel("% of one CPU", color=_INK[theme])
+    cpu.tick_params(colors=_INK[theme])
+    for spine in cpu.spines.values():
+        spine.set_visible(False)
+    lines = [*memory.get_lines(), *cpu.get_lines()]
+    legend(memory, theme, handles=lines, loc="lower right")
+    for axis in (latency, items, memory):
+        axis.set_xlim(0, max((r.at + r.seconds for r in recording.requests if r.kind != "SlowReader"), default=end))
+    return drawn
+
+
+def _named(kind: str) -> str:
+    names = {"Importer": "importer", "DeltaImporter": "importer, deltas", "WrongToken": "wrong tokens, refused"}
+    return names.get(kind, kind)
