@@ -4,6 +4,7 @@ import asyncio
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -27,6 +28,7 @@ from app.catalog.schema import migrate
 from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.clerk.api import ClerkApi
+from app.clerk.deletions import Deletions
 from app.endpoint import Catalog, FeedEndpoint
 from app.protocol.feeds import FEEDS, SINGLE_FILE, FeedName
 from app.protocol.problems import BODY_UNEXPECTED, INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
@@ -37,9 +39,11 @@ from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Events, Fai
 from app.status.metrics import Metrics
 from app.status.pages import Pages, Readiness
 from app.status.record import Activity, Record
-from app.upkeep import upkeep, worries
+from app.upkeep import Upkeep, worries
 
 _SWEEP_SECONDS = 600.0
+_DELETE_SECONDS = 30.0
+"""For one call of Clerk's that deletes; nobody waits for it."""
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 """RFC 6797: who was here by HTTPS once does not ask by plain HTTP again. Where a proxy ends TLS, it is the proxy's."""
 
@@ -92,8 +96,14 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             stack.push_async_callback(_cancelled, asyncio.create_task(metrics.run()))
         stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run(pool)))
         stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(pool, bookmarks, happened)))
-        refresher = Refresher(lambda: connection_for_refresh(dsn), happened)
-        for work in upkeep(settings, refresher, happened):
+
+        def direct() -> Awaitable[Any]:
+            return connection_for_refresh(dsn)
+
+        deleting = ClerkApi(settings.access.verify_url, _DELETE_SECONDS)
+        stack.push_async_callback(deleting.close)
+        deletions = Deletions(direct, deleting, settings.clerk.api_url, happened)
+        for work in Upkeep(settings, Refresher(direct, happened), deletions, happened).works():
             stack.push_async_callback(_cancelled, asyncio.create_task(work()))
         pages = Pages(readiness(settings, pool, sources))
         feeds = Route("/{store}/{feed}", endpoint, methods=["GET"])

@@ -388,9 +388,6 @@ def _shown(path: str, value: Any) -> str:
 NOT_YET: tuple[tuple[str, str], ...] = (
     ("database", "state_dsn"),
     ("database", "pgbouncer"),
-    ("clerk", "api_url"),
-    ("store", "private_key"),
-    ("feed", "delete_orders"),
 )
 """Keys whose feature is still to come. Setting one must not look as if it worked."""
 
@@ -406,6 +403,7 @@ def _complaints(settings: Settings) -> Iterator[str]:
     yield from _not_yet(settings.server, "server", "server")
     yield from _not_yet(settings.access, "access", "access")
     yield from _not_yet(settings.clerk, "clerk", "clerk")
+    yield from _url_complaints("clerk.api_url", settings.clerk.api_url)
     if not settings.stores:
         yield "stores: none is configured; add a table [stores.<name>] with public_key"
     for store in settings.stores.values():
@@ -583,6 +581,8 @@ def _store_complaints(store: Store) -> Iterator[str]:
         if feed.shrink_floor < 0:
             yield f"{place}.shrink_floor = {feed.shrink_floor}: it must be 0 or more"
         yield from _refresh_complaints(place, feed)
+        if feed.delete_orders and name == "orders" and not (feed.rendered and store.private_key):
+            yield f"{place}.delete_orders: it needs rendered = true, by which deletions are known, and private_key"
         if feed.delete_orders and name != "orders":
             yield f"{place}.delete_orders: it belongs to the orders feed only"
         yield from _not_yet(feed, "feed", place)

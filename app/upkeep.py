@@ -1,21 +1,25 @@
-"""What `serve` does by itself beside answering: refreshing rendered feeds that say how often.
+"""What `serve` does by itself beside answering: refreshing rendered feeds that say how often, and telling Clerk what
+vanished from them.
 
-Every process of a service tries, and the lock of a refresh lets one through; the others find that it was done. So it
-goes on as long as one process lives.
+Every process of a service tries, and locks let one through; the others find that it was done. So it goes on as long as
+one process lives.
 """
 
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 
 import asyncpg
 import msgspec
 
 from app.catalog.pool import LOST, Pool
 from app.catalog.rendered import Refresher, RefreshError
+from app.clerk.deletions import Deletions, PushError
 from app.protocol.feeds import FEEDS, FeedName
 from app.settings import Settings, Store
-from app.status.events import Emit, RefreshFailed
+from app.status.events import DeletionsFailed, Emit, RefreshFailed
 
 _AT_ONCE = 2
 """Refreshes of one process at a time: the database has importers to answer."""
@@ -25,32 +29,71 @@ DEGRADED_AFTER = 3
 """So many intervals without a refresh that was done are too many."""
 
 
-def upkeep(settings: Settings, refresher: Refresher, emit: Emit) -> list[Callable[[], Coroutine[None, None, None]]]:
-    """What to run beside the service, each until it is cancelled."""
-    places = asyncio.Semaphore(_AT_ONCE)
-    return [
-        lambda store=store, feed=feed, seconds=seconds: _refresh(refresher, store, feed, seconds, places, emit)  # type: ignore[misc]
-        for store in settings.stores.values()
-        for feed in FEEDS
-        if (seconds := store.feed(feed).refresh_seconds) is not None
-    ]
+_PUSH_SECONDS = 30.0
+"""How often to look for deletions to send: some are due when a walk ends, some when Clerk can be asked again."""
+
+Work = Callable[[], Coroutine[None, None, None]]
 
 
-async def _refresh(
-    refresher: Refresher, store: Store, feed: FeedName, seconds: float, places: asyncio.Semaphore, emit: Emit
-) -> None:
-    # Processes that start together must not ask together.
-    await asyncio.sleep(random.uniform(0, min(_FIRST_SECONDS, seconds * _JITTER)))  # noqa: S311 (jitter)
-    while True:
-        async with places:
+class Upkeep:
+    """What runs beside a service."""
+
+    def __init__(self, settings: Settings, refresher: Refresher, deletions: Deletions, emit: Emit) -> None:
+        self._settings = settings
+        self._refresher = refresher
+        self._deletions = deletions
+        self._emit = emit
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    def works(self) -> list[Work]:
+        """What to run, each until it is cancelled."""
+        found: list[Work] = []
+        for store in self._settings.stores.values():
+            for feed in FEEDS:
+                refreshed = asyncio.Event()
+                seconds = store.feed(feed).refresh_seconds
+                if seconds is not None:
+                    found.append(partial(self._refresh, store, feed, seconds, refreshed))
+                if deletes(store, feed):
+                    found.append(partial(self._push, store, feed, refreshed))
+        return found
+
+    async def _refresh(self, store: Store, feed: FeedName, seconds: float, refreshed: asyncio.Event) -> None:
+        # Processes that start together must not ask together.
+        await asyncio.sleep(random.uniform(0, min(_FIRST_SECONDS, seconds * _JITTER)))  # noqa: S311 (jitter)
+        while True:
+            async with self._places:
+                try:
+                    await self._refresher.refresh(store, feed, unless_tried_within=seconds * (1 - 2 * _JITTER))
+                    refreshed.set()
+                except RefreshError:
+                    pass  # told by the refresher; another process may be at it
+                except (asyncpg.PostgresError, *LOST) as error:
+                    self._emit(RefreshFailed(store=store.name, feed=feed, cause=_away(error)))
+            await asyncio.sleep(seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 (jitter)
+
+    async def _push(self, store: Store, feed: FeedName, refreshed: asyncio.Event) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PUSH_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 (jitter)
+                    await refreshed.wait()
+            refreshed.clear()
             try:
-                await refresher.refresh(store, feed, unless_tried_within=seconds * (1 - 2 * _JITTER))
-            except RefreshError:
-                pass  # told by the refresher; another process may be at it
+                await self._deletions.push(store, feed)
+            except PushError:
+                pass  # told already
             except (asyncpg.PostgresError, *LOST) as error:
-                cause = f"the database could not be reached ({type(error).__name__})"
-                emit(RefreshFailed(store=store.name, feed=feed, cause=cause))
-        await asyncio.sleep(seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 (jitter)
+                self._emit(DeletionsFailed(store=store.name, feed=feed, cause=_away(error)))
+
+
+def _away(error: Exception) -> str:
+    return f"the database could not be reached ({type(error).__name__})"
+
+
+def deletes(store: Store, feed: FeedName) -> bool:
+    """Whether deletions of a feed are sent to Clerk. Orders are kept there unless the shop says otherwise."""
+    settings = store.feed(feed)
+    return bool(store.private_key) and settings.rendered and (feed != "orders" or settings.delete_orders)
 
 
 class _Stands(msgspec.Struct, frozen=True):

@@ -28,7 +28,19 @@ class FakeClerk:
         self.calls: list[tuple[str, str]] = []
         self.behaviour: Behaviour | None = None
         self._lock = threading.Lock()
-        self.app = Starlette(routes=[Route("/v2/token/verify", self._verify, methods=["POST"])])
+        self.deletions: list[tuple[str, list[Any]]] = []
+        self.deletes: Callable[[str, list[Any]], Awaitable[Response]] | None = None
+        """How a deletion of some ids of a feed is answered."""
+        self.app = Starlette(
+            routes=[
+                Route("/v2/token/verify", self._verify, methods=["POST"]),
+                Route("/v2/{feed}", self._delete, methods=["DELETE"]),
+            ]
+        )
+
+    @property
+    def api_url(self) -> str:
+        return self.url + "/v2"
 
     @property
     def verify_url(self) -> str:
@@ -45,6 +57,20 @@ class FakeClerk:
         if self.behaviour is not None:
             return await self.behaviour(token, key)
         return accepted() if token in self.good and key.startswith("key-") else rejected()
+
+    async def _delete(self, request: Request) -> Response:
+        feed, asked = request.path_params["feed"], request.query_params
+        assert set(asked) == {"key", "private_key", feed}, asked
+        ids = msgspec.json.decode(asked[feed].encode(), type=list[Any])
+        if self.deletes is not None:
+            response = await self.deletes(feed, ids)
+        else:
+            known = asked["private_key"] == "private-" + asked["key"]
+            response = JSONResponse({"status": "ok"}) if known else rejected()
+        if response.body == b'{"status":"ok"}':
+            with self._lock:
+                self.deletions.append((feed, ids))
+        return response
 
 
 def accepted(**payload: object) -> Response:

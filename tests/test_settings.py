@@ -682,6 +682,21 @@ def test_refresh_every_is_a_duration_of_a_rendered_feed(keys: str, rule: str) ->
     assert refusal_of(config(FEED, keys)).startswith(FEED + rule)
 
 
+def test_deletions_of_orders_need_a_rendered_feed_and_the_private_key() -> None:
+    asked = f"[{FEED}]\nrendered = true\ndelete_orders = true\n"
+    message = f"{FEED}.delete_orders: it needs rendered = true, by which deletions are known, and private_key"
+    assert refusal_of(SHOP + asked) == message
+    assert refusal_of(SHOP + 'private_key = "k"\n' + asked.replace("rendered = true", "")) == message
+    assert parse(SHOP + 'private_key = "k"\n' + asked, {}).stores["shop"].feed("orders").delete_orders
+
+
+def test_the_private_key_goes_over_tls_or_stays_on_this_machine() -> None:
+    message = refusal_of(config("clerk", 'api_url = "http://api.example/v2"'))
+    assert message.startswith('clerk.api_url = "http://api.example/v2": secrets are sent there, so it must be https')
+    for url in ("https://api.example/v2", "http://127.0.0.1:9/v2", "http://[::1]:9"):
+        assert parse(config("clerk", f'api_url = "{url}"'), {}).clerk.api_url == url
+
+
 def test_a_rendered_feed_may_be_refreshed_by_itself() -> None:
     feed = parse(config(FEED, 'rendered = true\nrefresh_every = "10m"'), {}).stores["shop"].feed("orders")
     assert feed.refresh_seconds == 600
@@ -693,9 +708,6 @@ def test_a_rendered_feed_may_be_refreshed_by_itself() -> None:
     [
         ("database.state_dsn", '"postgresql://db/state"'),
         ("database.pgbouncer", "true"),
-        ("clerk.api_url", '"https://api.example/v2"'),
-        ("stores.shop.private_key", '"private"'),
-        (f"{FEED}.delete_orders", "true"),
     ],
 )
 def test_a_key_whose_feature_does_not_exist_yet_is_refused(place: str, value: str) -> None:
@@ -793,7 +805,7 @@ _SECRETS_IN_PLACE = [
     config("database", f'dsn = "{SECRET}${{MISSING}}"'),
     config("access", f'admin = {{ username = "", password = "{SECRET}" }}'),
     config("access", f'admin = {{ username = "u", password = ["{SECRET}"] }}'),
-    config("stores.shop", f'private_key = "{SECRET}"'),
+    config("stores.shop", f'private_key = "{SECRET}"\nschema = 1'),
     config("stores.shop", f'private_key = ["{SECRET}"]'),
     config("stores.shop", f'privatekey = "{SECRET}"'),
     config("stores.shop", f'basic = {{ username = 1, password = "{SECRET}" }}'),

@@ -5,17 +5,44 @@ a "no"; everything else that is not a "yes" means that Clerk could not be asked.
 """
 
 import asyncio
+import email.utils
+import json
+import math
 import ssl
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import msgspec
 
+from app.protocol.feeds import FeedName
+
 _MAX_ANSWER_BYTES = 65_536
 
 
 class ClerkUnreachableError(Exception):
-    """Clerk could not be asked. The message says why and holds no secret."""
+    """Clerk could not be asked. The message says why and holds no secret.
+
+    `wait_seconds` is how long Clerk asked to be left alone, where it did.
+    """
+
+    def __init__(self, message: str, *, wait_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
+
+
+class ClerkDeniedError(Exception):
+    """Clerk does not accept the keys. The message holds no secret."""
+
+
+class ClerkRefusedError(Exception):
+    """Clerk answered that it won't do this call. The message says with which error, and holds no secret."""
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+        """Whether the same call may succeed a little later."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -35,52 +62,99 @@ class ClerkApi:
             timeout=timeout_seconds,
             follow_redirects=False,
             verify=ssl.create_default_context(),
+            # Plain HTTP goes to this machine only: never through a proxy, which would read what is secret.
+            mounts={"http://": httpx.AsyncHTTPTransport()},
             # An answer is small; compressed it could be a bomb.
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "clerk-feed"},
         )
 
     async def verify(self, token: str, public_key: str) -> Verdict:
         """Ask whether a token is good for a store. Raises ClerkUnreachableError."""
-        answer = await self._post(self._verify_url, {"token": token, "key": public_key})
+        body = msgspec.json.encode({"token": token, "key": public_key})
+        answer, _ = await self._call(
+            "POST", self._verify_url, content=body, headers={"Content-Type": "application/json"}
+        )
         status = answer.get("status")
         if status == "ok":
             return Verdict(True, _expires(answer.get("token_payload")))
         if status == "error" and answer.get("type") == "AuthenticationError":
             return Verdict(False)
-        kind = answer.get("type")
-        shown = kind if isinstance(kind, str) and kind.isidentifier() and len(kind) < 64 else "no known type"
-        raise ClerkUnreachableError(f"it answered with an error of {shown}")
+        raise ClerkUnreachableError(f"it answered with an error of {_kind(answer)}")
 
-    async def _post(self, url: str, body: dict[str, str]) -> dict[str, Any]:
+    async def delete(
+        self, api_url: str, feed: FeedName, ids: Sequence[int | str], *, public_key: str, private_key: str
+    ) -> None:
+        """Delete items at Clerk; return only when it said so.
+
+        Raises ClerkDeniedError, ClerkRefusedError, or ClerkUnreachableError where it is not known what happened.
+        """
+        # A list that is not JSON is read by Clerk as one plain string.
+        parameters = {"key": public_key, "private_key": private_key, feed: json_ids(ids)}
+        answer, status = await self._call("DELETE", f"{api_url.rstrip('/')}/{feed}", params=parameters)
+        if answer.get("status") == "ok":
+            return
+        kind = _kind(answer)
+        if kind == "AuthenticationError":
+            raise ClerkDeniedError("Clerk does not accept public_key and private_key together")
+        if status >= 500 and answer.get("status") != "error":
+            raise ClerkUnreachableError(f"HTTP status {status}")
+        raise ClerkRefusedError(f"Clerk answered with an error of {kind}", passing=kind == "InternalError")
+
+    async def _call(self, method: str, url: str, **parts: Any) -> tuple[dict[str, Any], int]:
+        """The JSON object and the HTTP status of an answer."""
         try:
             # httpx bounds each step; this bounds the whole, against an answer that drips.
             async with asyncio.timeout(self._timeout_seconds):
-                async with self._client.stream(
-                    "POST",
-                    url,
-                    content=msgspec.json.encode(body),
-                    headers={"Content-Type": "application/json"},
-                ) as response:
+                async with self._client.stream(method, url, **parts) as response:
                     received = bytearray()
                     async for piece in response.aiter_raw():
                         received += piece
                         if len(received) > _MAX_ANSWER_BYTES:
                             raise ClerkUnreachableError(f"its answer is longer than {_MAX_ANSWER_BYTES} bytes")
-                    status = response.status_code
+                    status, headers = response.status_code, response.headers
         except TimeoutError:
             raise ClerkUnreachableError(f"no answer within {self._timeout_seconds:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClerkUnreachableError(f"the call failed: {type(error).__name__}") from None
+        if status == 429:
+            wait = _retry_after(headers.get("retry-after", ""))
+            raise ClerkUnreachableError("HTTP status 429: too many requests", wait_seconds=wait)
         try:
             answer = msgspec.json.decode(received)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = None
-        if not isinstance(answer, dict):
-            raise ClerkUnreachableError(f"HTTP status {status} with a body that is not a JSON object")
-        return answer
+        if isinstance(answer, dict):
+            return answer, status
+        if status in (413, 414, 431):
+            raise ClerkRefusedError(f"HTTP status {status}: the request is too long")
+        wait = _retry_after(headers.get("retry-after", "")) if status == 503 else None
+        raise ClerkUnreachableError(f"HTTP status {status} with a body that is not a JSON object", wait_seconds=wait)
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def json_ids(ids: Sequence[int | str]) -> str:
+    """Ids as the parameter of a deletion."""
+    return json.dumps(list(ids), ensure_ascii=False, separators=(",", ":"))
+
+
+def _kind(answer: dict[str, Any]) -> str:
+    """The type of error in an answer: only what looks like one is shown."""
+    kind = answer.get("type")
+    return kind if isinstance(kind, str) and kind.isidentifier() and len(kind) < 64 else "no known type"
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds, or until a date (RFC 9110)."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _expires(payload: object) -> float | None:

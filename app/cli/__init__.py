@@ -6,7 +6,18 @@ import click
 
 from app import __version__
 
-COMMANDS = ("accept-shrink", "check", "cloudflare-ranges", "demo", "design", "init", "probe", "refresh", "serve")
+COMMANDS = (
+    "accept-shrink",
+    "check",
+    "cloudflare-ranges",
+    "deletions",
+    "demo",
+    "design",
+    "init",
+    "probe",
+    "refresh",
+    "serve",
+)
 
 
 class _Commands(click.Group):

@@ -12,10 +12,12 @@ import click
 from app.catalog.embedded import EmbeddedError
 from app.catalog.rendered import Refresher, RefreshError, Summary, connection_for_refresh
 from app.catalog.schema import SchemaError, migrate
+from app.cli.deletions import pushed, rendered_feeds
 from app.cli.serve import database
 from app.protocol.feeds import FEEDS, FeedName
 from app.settings import DEFAULT_PATH, Settings, SettingsError, Store, load
 from app.status.events import Event
+from app.upkeep import deletes
 
 
 @click.command()
@@ -28,7 +30,8 @@ def refresh(path: Path, store: str | None, feed: FeedName | None, dry_run: bool,
     """Render the feeds with rendered = true anew and write what differs.
 
     Readers are not disturbed: they see all of a refresh or nothing of it. A refresh that would leave far fewer items
-    than the feed had in the last 24 hours changes nothing, unless --accept-shrink says that it is right.
+    than the feed had in the last 24 hours changes nothing, unless --accept-shrink says that it is right. Where the
+    store has a private_key, Clerk is told what vanished.
     """
     if accept_shrink and (store is None or feed is None):
         raise click.ClickException("--accept-shrink needs --store and --feed: it is said of one feed")
@@ -37,7 +40,7 @@ def refresh(path: Path, store: str | None, feed: FeedName | None, dry_run: bool,
         chosen = rendered_feeds(settings, path, store, feed)
         with ExitStack() as stack:
             done = asyncio.run(
-                _refresh(database(settings, stack), chosen, dry_run=dry_run, accept_shrink=accept_shrink)
+                _refresh(settings, database(settings, stack), chosen, dry_run=dry_run, accept_shrink=accept_shrink)
             )
     except (SettingsError, EmbeddedError, SchemaError) as error:
         raise click.ClickException(str(error)) from None
@@ -47,26 +50,9 @@ def refresh(path: Path, store: str | None, feed: FeedName | None, dry_run: bool,
         sys.exit(1)
 
 
-def rendered_feeds(
-    settings: Settings, path: Path, store: str | None, feed: FeedName | None
-) -> list[tuple[Store, FeedName]]:
-    """The rendered feeds that are meant. Raises ClickException where there are none."""
-    if store is not None and store not in settings.stores:
-        names = ", ".join(settings.stores)
-        raise click.ClickException(f"there is no store {store!r} in {path}; the stores are {names}")
-    chosen = [
-        (settings.stores[name], each)
-        for name in ([store] if store is not None else settings.stores)
-        for each in FEEDS
-        if settings.stores[name].feed(each).rendered and feed in (None, each)
-    ]
-    if not chosen:
-        place = f"stores.{store or 'NAME'}.feeds.{feed or 'FEED'}"
-        raise click.ClickException(f"no feed that is meant is rendered; set rendered = true in [{place}] of {path}")
-    return chosen
-
-
-async def _refresh(dsn: str, chosen: list[tuple[Store, FeedName]], *, dry_run: bool, accept_shrink: bool) -> bool:
+async def _refresh(
+    settings: Settings, dsn: str, chosen: list[tuple[Store, FeedName]], *, dry_run: bool, accept_shrink: bool
+) -> bool:
     connection = await asyncpg.connect(dsn, timeout=10)
     try:
         await migrate(connection)
@@ -89,6 +75,8 @@ async def _refresh(dsn: str, chosen: list[tuple[Store, FeedName]], *, dry_run: b
         progress.clear()
         if summary is not None:
             click.echo(_told(summary, dry_run=dry_run))
+        if not dry_run and deletes(store, feed):
+            all_done &= await pushed(settings, dsn, store, feed, refused_too=False)
     return all_done
 
 

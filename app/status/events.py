@@ -153,6 +153,24 @@ class RefreshHeldBack(Event, frozen=True):
     most: int | None
 
 
+class DeletionsPushed(Event, frozen=True):
+    """Clerk was told what vanished from a rendered feed."""
+
+    store: str
+    feed: str
+    deleted: int
+    refused: int
+    """Ids Clerk refused one by one."""
+
+
+class DeletionsFailed(Event, frozen=True):
+    """Deletions could not be sent; they are tried again later."""
+
+    store: str
+    feed: str
+    cause: str
+
+
 class RefreshFailed(Event, frozen=True):
     """A refresh did not happen; what was rendered last is served."""
 

@@ -247,6 +247,10 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
         f"{e.store}/{e.feed}: refresh held back: {e.items} items, {e.most} before;"
         f" if that is right: clerk-feed refresh --store {e.store} --feed {e.feed} --accept-shrink"
     ),
+    events.DeletionsPushed: lambda e: (
+        f"{e.store}/{e.feed}: {e.deleted} items deleted at Clerk" + (f", {e.refused} refused" if e.refused else "")
+    ),
+    events.DeletionsFailed: lambda e: f"{e.store}/{e.feed}: deletions wait: {e.cause}",
     events.RefreshFailed: lambda e: f"{e.store}/{e.feed}: not refreshed: {e.cause}",
     events.CutOff: lambda e: f"{e.store}/{e.feed}: cut off after {e.bytes / 1e6:.2f} MB: {e.cause}",
     events.Refused: lambda e: f"{e.status} {e.method} {_printable(e.path)} from {e.address}: {e.detail}",
