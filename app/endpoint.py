@@ -271,6 +271,8 @@ class Answer:
             await self._record(start, page, incremental=incremental)
         if reached is None and not again and self.writes:
             await self._ended(items, incremental=incremental)
+            if not incremental:
+                await self._catalog.reader.report_missing_ids(self._source)
 
     async def _ended(self, items: int, *, incremental: bool) -> None:
         """Tell of a walk that came to its end. What it came to is asked of its row: other processes had pages too."""

@@ -124,7 +124,7 @@ def _endpoint(
         sources,
         Reader(pool, sources, settings.database, emit),
         bookmarks,
-        SmallPages(pool, resume_seconds),
+        SmallPages(pool, resume_seconds, emit),
         Guard(pool, resume_seconds, emit),
     )
     gate = Gate(settings.stores, tokens, settings.access)

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 import click
@@ -30,10 +30,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from app.catalog.embedded import Embedded
 from app.catalog.pool import LOST
 from app.clerk.importer import ImportFailedError, ids_of
 from loadtests.memory import memory_of
+from loadtests.postgres import Postgres
 from loadtests.processes import PUBLIC_KEY, TOKEN, standin
 
 FIRST_ITEMS = 4000
@@ -98,42 +98,6 @@ class Truth:
     def some(self, choose: random.Random, count: int) -> set[int]:
         with self._lock:
             return set(choose.sample(sorted(self._sure), min(count, len(self._sure))))
-
-
-class Postgres:
-    """A server of the run's own, to be restarted, killed and frozen."""
-
-    def __init__(self, folder: Path) -> None:
-        self._embedded = Embedded.start(folder)
-        self.dsn = self._embedded.dsn
-        self._data = folder / "postgres"
-        [self._sockets] = parse_qs(urlsplit(self.dsn).query)["host"]
-
-    def restart(self, how: str) -> None:
-        if how == "kill -9":
-            os.kill(int((self._data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
-        else:
-            self._control("stop", "-m", how)
-        deadline = time.monotonic() + 60
-        while self._control("start", "-o", f'-h "" -k {self._sockets}', "-l", str(self._data / "log")) != 0:
-            if time.monotonic() > deadline:
-                raise RuntimeError("PostgreSQL does not start again")
-            time.sleep(0.2)
-
-    def stop(self) -> None:
-        self._control("stop", "-m", "immediate")
-        self._embedded.stop()
-
-    def _control(self, *arguments: str) -> int:
-        return subprocess.run(
-            [str(self._embedded.programs / "pg_ctl"), "-w", "-D", str(self._data), *arguments],
-            check=False,
-            user="pgserver" if os.geteuid() == 0 else None,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ).returncode
 
 
 class Service:
@@ -417,7 +381,7 @@ def main(minutes: float, seed: int | None) -> None:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)  # the user PostgreSQL runs as goes through it
         postgres = Postgres(folder / "data")
-        stack.callback(postgres.stop)
+        stack.callback(postgres.discard)
         soak = Soak(seed, minutes, postgres, [])
         soak.prepare()
         verify_url = stack.enter_context(standin())

@@ -108,7 +108,8 @@ class Process:
         self.events.clear()
         found = bookmarks(self._pool, _RESUME_SECONDS, self.events.append)
         # Small pages find their bookmarks themselves, so they would hide what another class does.
-        small_pages = (SmallPages if bookmarks is Bookmarks else _NoSmallPages)(self._pool, _RESUME_SECONDS)
+        kind = SmallPages if bookmarks is Bookmarks else _NoSmallPages
+        small_pages = kind(self._pool, _RESUME_SECONDS, self.events.append)
         self._catalog = Catalog(self._sources, self._reader, found, small_pages, self._guard)
 
     async def page(self, store: Store, wanted: FeedRequest) -> bytes:

@@ -4,23 +4,21 @@ An advisory lock that a view waits for holds a page exactly where a test wants i
 """
 
 import http.client
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 
-from app.catalog.embedded import Embedded
 from app.clerk.importer import Importer
+from loadtests.postgres import Postgres, StopMode
 from tests.clerk import FakeClerk, problem
 from tests.conftest import (
     PRODUCTS,
@@ -43,70 +41,14 @@ GATE = 7
 """The advisory lock that a held view waits for."""
 
 
-class Postgres:
-    """A server of our own, to be restarted, killed and frozen."""
-
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="clerk-feed-faults-"))
-        self._folder.chmod(0o755)  # the user PostgreSQL runs as goes through it
-        self._embedded = Embedded.start(self._folder)
-        self.dsn = self._embedded.dsn
-        self._data = self._folder / "postgres"
-        [self._sockets] = parse_qs(urlsplit(self.dsn).query)["host"]
-        self._frozen: list[int] = []
-
-    def stop(self, mode: str = "fast") -> None:
-        """Stop it fast, immediate, or by kill -9 of the postmaster."""
-        if mode == "kill":
-            os.kill(self._postmaster(), signal.SIGKILL)
-        else:
-            self._control("stop", "-m", mode)
-
-    def start(self) -> None:
-        """Start it again, as soon as sessions left over from a kill let it."""
-        options = ("-o", f'-F -h "" -k {self._sockets}', "-l", str(self._data / "log"))
-        eventually(lambda: self._control("start", *options, check=False) == 0, 60)
-
-    def ensure_running(self) -> None:
-        self.thaw()
-        if self._control("status", check=False) != 0:
-            self.start()
-
-    def freeze(self, pid: int) -> None:
-        self._frozen.append(pid)
-        os.kill(pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        while self._frozen:
-            with suppress(ProcessLookupError):
-                os.kill(self._frozen.pop(), signal.SIGCONT)
-
-    def discard(self) -> None:
-        self.thaw()
-        self._control("stop", "-m", "immediate", check=False)
-        self._embedded.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _postmaster(self) -> int:
-        return int((self._data / "postmaster.pid").read_text().split()[0])
-
-    def _control(self, *arguments: str, check: bool = True) -> int:
-        return subprocess.run(
-            [str(self._embedded.programs / "pg_ctl"), "-w", "-D", str(self._data), *arguments],
-            check=check,
-            user="pgserver" if os.geteuid() == 0 else None,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ).returncode
-
-
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Postgres]:
-    server = Postgres()
+    folder = Path(tempfile.mkdtemp(prefix="clerk-feed-faults-"))
+    folder.chmod(0o755)  # the user PostgreSQL runs as goes through it
+    server = Postgres(folder, durable=False)
     yield server
     server.discard()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -308,9 +250,9 @@ def test_a_cursor_that_the_database_ends_for_idling_is_opened_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["fast", "immediate", "kill"])
+@pytest.mark.parametrize("mode", ["fast", "immediate", "kill -9"])
 def test_a_walk_survives_restarts_of_the_database(
-    own: Postgres, loop: Loop, clerk: FakeClerk, serve: Serve, mode: str
+    own: Postgres, loop: Loop, clerk: FakeClerk, serve: Serve, mode: StopMode
 ) -> None:
     with visit(own, loop) as database:
         fill(database, 1000, held_at=450)
@@ -333,7 +275,9 @@ def test_a_walk_survives_restarts_of_the_database(
     assert service.events("Failed") == []
 
 
-def restarted_in(server: Postgres, loop: Loop, mode: str, work: Callable[[], Any], beside: ThreadPoolExecutor) -> Any:
+def restarted_in(
+    server: Postgres, loop: Loop, mode: StopMode, work: Callable[[], Any], beside: ThreadPoolExecutor
+) -> Any:
     """What `work` came to, with the server restarted while a session of its was held at the gate."""
     database = Database(loop, server.dsn)
     try:
@@ -349,9 +293,9 @@ def restarted_in(server: Postgres, loop: Loop, mode: str, work: Callable[[], Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["fast", "immediate", "kill"])
+@pytest.mark.parametrize("mode", ["fast", "immediate", "kill -9"])
 def test_a_stream_survives_a_restart_of_the_database_without_repetition(
-    own: Postgres, loop: Loop, clerk: FakeClerk, serve: Serve, mode: str
+    own: Postgres, loop: Loop, clerk: FakeClerk, serve: Serve, mode: StopMode
 ) -> None:
     with visit(own, loop) as database:
         fill(database, 10_000, held_at=7000)
@@ -391,6 +335,66 @@ def test_a_database_away_for_longer_than_resume_for_is_said_and_a_stream_is_cut_
 
     own.start()
     assert ids(service.get("/shop/products?limit=10&offset=10").lines) == list(range(11, 21))
+
+
+CLOSED = {
+    "a database closed for maintenance": (
+        'alter database "{name}" allow_connections false',
+        'alter database "{name}" allow_connections true',
+        "55000",
+    ),
+    "a role that may not log in": ("alter role {role} nologin", "alter role {role} login", "28000"),
+}
+
+
+@pytest.mark.parametrize("why", CLOSED)
+def test_a_refused_connection_is_a_503_that_says_so_and_the_walk_goes_on_later(
+    database: Database, create_database: Callable[[], Database], clerk: FakeClerk, serve: Serve, why: str
+) -> None:
+    fill(database, 100)
+    name = database.value("select current_database()")
+    role = f"feed_of_{name}"
+    database.execute(f"create role {role} login superuser")
+    service = serve(
+        one_store(database.dsn.replace("//postgres:", f"//{role}:"), clerk, database='resume_for = "500ms"')
+    )
+    assert len(service.get("/shop/products?limit=10&offset=0").lines) == 10
+    outside = create_database()
+    shut, reopen, sqlstate = CLOSED[why]
+    outside.execute(shut.format(name=name, role=role))
+    try:
+        outside.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = $1 and application_name = 'clerk-feed'",
+            name,
+        )
+        for path in ("products?limit=10&offset=10", "products?limit=10&offset=0", "customers"):
+            answer = service.get(f"/shop/{path}")
+            said = problem(answer, 503, "database-unavailable")
+            assert f"SQLSTATE {sqlstate}" in said["detail"]
+            assert int(answer.headers["Retry-After"]) > 0
+        assert service.get("/-/readyz", token=None).status == 503
+        assert service.events("Failed") == []
+    finally:
+        outside.execute(reopen.format(name=name, role=role))
+    assert ids(service.get("/shop/products?limit=10&offset=10").lines) == list(range(11, 21))
+
+
+def test_a_feed_that_reads_another_relation_does_not_go_on_with_the_walk(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    """An id of one relation says nothing of what is behind it in another."""
+    fill(database, 100)
+    database.execute("create view shop.other as select id - 1000 as id, 'a@shop.example' as email from shop.products")
+    config = one_store(database.dsn, clerk)
+    service = serve(config)
+    assert ids(service.get("/shop/customers?limit=1&offset=0").lines) == [1]
+    service.stop()
+    service = serve(f'{config}\n[stores.shop.feeds.customers]\nsource = "shop.other"\n')
+    said = problem(service.get("/shop/customers?limit=1&offset=1"), 500, "key-changed")
+    assert '"shop"."other"' in said["detail"]
+    assert len(service.get("/shop/customers?limit=60&offset=0").lines) == 60
+    assert len(service.get("/shop/customers?limit=60&offset=60").lines) == 40
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.clerk import problem
 from tests.conftest import Shop, eventually
 
 GUIDE_PRODUCTS = r"""
@@ -227,6 +228,35 @@ def test_citext_is_served_as_text_and_is_a_key(shop: Shop) -> None:
     shop.execute("create table {s}.customers (id citext primary key, email citext)")
     shop.execute("insert into {s}.customers values ('b', 'X@Y'), ('A', 'z')")
     assert shop.walk("customers", 1) == [{"id": "A", "email": "z"}, {"id": "b", "email": "X@Y"}]
+
+
+CITEXT = """
+create type {s}.citext;
+create function {s}.citextin(cstring) returns {s}.citext language internal immutable strict as 'textin';
+create function {s}.citextout({s}.citext) returns cstring language internal immutable strict as 'textout';
+create type {s}.citext (input = {s}.citextin, output = {s}.citextout, like = text, category = 'S', collatable = true);
+create cast ({s}.citext as text) without function as implicit;
+create cast (text as {s}.citext) without function as assignment;
+"""
+"""A type of that name where the extension may be: in a schema that no search_path names. It compares as text does."""
+
+
+def test_citext_in_a_schema_of_its_own_is_a_key_and_is_served_as_text(shop: Shop) -> None:
+    shop.execute(CITEXT)
+    shop.execute("create table {s}.customers (id {s}.citext, email {s}.citext, also {s}.citext[])")
+    shop.execute("insert into {s}.customers values ('b', 'X@Y', '{p,Q}'), ('a', 'z', null), ('c', 'z', null)")
+    assert shop.walk("customers", 1) == [
+        {"id": "a", "email": "z"},
+        {"id": "b", "email": "X@Y", "also": ["p", "Q"]},
+        {"id": "c", "email": "z"},
+    ]
+    assert shop.items("customers?limit=9&after=a") == shop.walk("customers", 2)[1:]
+
+
+def test_a_type_of_the_shop_that_is_named_like_one_of_postgresql_is_not_taken_for_it(shop: Shop) -> None:
+    shop.execute("create type {s}.text as (a int)")
+    shop.execute("create view {s}.customers as select 1 as id, 'e' as email, row(1)::{s}.text as extra")
+    assert problem(shop.get("customers"), 500, "source-unusable")["detail"].startswith('The column "extra"')
 
 
 def test_column_names_are_quoted_whatever_is_in_them(shop: Shop) -> None:

@@ -326,3 +326,27 @@ def test_a_walk_over_texts_of_10_mb_delivers_them_in_bounded_memory(huge: tuple[
     grown = memory_of(service.process.pid).peak - before
     print(f"{grown:.0f} MB grown")
     assert grown < 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ["?limit=100&offset=1000", ""])
+def test_sizes_that_jump_from_1_kb_to_10_mb_stay_in_bounded_memory(huge: tuple[Running, Database], query: str) -> None:
+    """As many rows are fetched as the sizes seen allow, and the first thousand of them are small."""
+    service, database = huge
+    database.execute(
+        "insert into shop.pages select i, 'text', 'https://shop.example', 'T', repeat('x', 1000)"
+        " from generate_series(1, 1990) i"
+    )
+    assert len(service.get("/shop/pages?limit=1000&offset=0").lines) == 1000
+    first = 1001 if "offset=1000" in query else 501
+    database.execute("delete from shop.pages where id >= $1", first)
+    add_huge(database, first, 40)
+    before = memory_of(service.process.pid).peak
+    answer = service.get(f"/shop/pages{query}")
+    assert answer.status == 200
+    start = 1000 if "offset=1000" in query else 0
+    assert ids([orjson.loads(line) for line in answer.body.splitlines()]) == list(range(start + 1, first + 40))
+    grown = memory_of(service.process.pid).peak - before
+    print(f"{grown:.0f} MB grown")
+    assert grown < 350
+    assert service.events("ItemsLarge") != []

@@ -81,7 +81,7 @@ class Bookmarks:
                 source.feed,
                 incremental,
                 offset,
-                source.key.kind,
+                source.order,
             )
         )
         if row is None:
@@ -98,7 +98,7 @@ class Bookmarks:
         place = (source.store, source.feed, incremental, offset)
         family = await self._patiently(lambda connection: connection.fetchval(_OTHER, *place))
         if family is not None:
-            raise key_changed(source.feed, family, source.key.kind)
+            raise key_changed(source.feed, family, source.order)
 
     async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> int:
         """Record that a page was made from `start` (None at offset 0), and where the next one begins.
@@ -115,7 +115,7 @@ class Bookmarks:
                 page.offset,
                 page.offset + page.limit,
                 reached.key if reached else None,
-                source.key.kind,
+                source.order,
                 reached.modified_at if reached else None,
                 start.id if start else None,
                 start.walk if start else None,
@@ -141,8 +141,8 @@ class Bookmarks:
                     return  # a retry: it was counted the first time
                 arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
                 if used["written_by"] is not None:
-                    await connection.execute(arrived, *feed, used["written_by"], source.key.kind)
-                await connection.execute(arrived, *feed, page.offset, source.key.kind)
+                    await connection.execute(arrived, *feed, used["written_by"], source.order)
+                await connection.execute(arrived, *feed, page.offset, source.order)
 
         await self._patiently(mark)
 

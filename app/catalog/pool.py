@@ -7,7 +7,7 @@ and dates as unix seconds. So no row is touched by Python between the socket and
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -19,7 +19,13 @@ from app.status.events import Emit, PoolExhausted, StateFailed
 
 T = TypeVar("T")
 
+
+class ConnectRefusedError(Exception):
+    """PostgreSQL answered a new connection with an error: a wrong password, a database closed for maintenance."""
+
+
 LOST = (
+    ConnectRefusedError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
@@ -96,6 +102,10 @@ class Pool:
                 f"All {size} database connections were in use for {_ACQUIRE_SECONDS:g} s.",
                 headers={"Retry-After": "5"},
             ) from None
+        except LOST:
+            raise
+        except asyncpg.PostgresError as error:
+            raise ConnectRefusedError(f"PostgreSQL refuses connections with SQLSTATE {error.sqlstate}") from error
         finally:
             self._waiting -= 1
 
@@ -118,7 +128,8 @@ class Pool:
     async def give_back(self, connection: Any, *, broken: bool = False) -> None:
         """Return a connection. A broken one is thrown away: waiting for a frozen backend would hang."""
         if broken or connection.is_closed() or connection.is_in_transaction():
-            connection.terminate()
+            with suppress(asyncpg.InterfaceError):  # terminated before, and so no longer ours
+                connection.terminate()
         await self._pool.release(connection)
 
     @asynccontextmanager
@@ -157,9 +168,10 @@ class Pool:
 
 def unavailable(error: BaseException) -> Refusal:
     """The refusal for a database that is not there. The error's text may name hosts, so it stays in the log."""
+    cause = str(error) if isinstance(error, ConnectRefusedError) else type(error).__name__
     return Refusal(
         DATABASE_UNAVAILABLE,
-        f"The database could not be reached ({type(error).__name__}).",
+        f"The database could not be reached ({cause}).",
         headers={"Retry-After": "10"},
     )
 
@@ -188,6 +200,8 @@ class Patience:
 
     async def wait(self, error: BaseException) -> None:
         """Pause before the next attempt. Raises the refusal for a missing database when patience is over."""
+        if isinstance(error, ValueError):
+            raise error  # asyncpg says so, as an InterfaceError, of what it was given: waiting mends nothing
         now = asyncio.get_running_loop().time()
         self._since = now if self._since is None else self._since
         pause = min(0.05 * 2**self.attempts, 2.0) * random.uniform(0.8, 1.2)  # noqa: S311 (jitter)

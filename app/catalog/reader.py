@@ -1,8 +1,8 @@
 """Reading a source from a position on, in batches, by key.
 
-Memory is bounded: a batch is at most 1000 rows or about 8 MB, by the sizes seen so far. A slow reader of ours holds
-no connection: a cursor is closed when its lease is over and reopened after the last key. So it is when the database
-goes away in the middle.
+Memory is bounded: a batch is at most 1000 rows or about 8 MB, by the sizes seen so far, and one that turns out much
+larger is given up and read in smaller ones. A slow reader of ours holds no connection: a cursor is closed when its
+lease is over and reopened after the last key. So it is when the database goes away in the middle.
 """
 
 import asyncio
@@ -13,12 +13,14 @@ from typing import Any, Literal
 import asyncpg
 import msgspec
 
+from app.catalog.ids import report_missing, report_repeated
+from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
 from app.protocol.problems import ITEM_INVALID, KEY_CHANGED, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid
 from app.settings import Database, Store
-from app.status.events import Emit, ItemsInvalid, Resumed, SourceChanged, SourceFailed
+from app.status.events import Emit, ItemsInvalid, ItemsLarge, Resumed, SourceChanged, SourceFailed
 
 CHUNK_BYTES = 8_000_000
 BATCH_ROWS = 1000
@@ -29,6 +31,8 @@ _SORTED_SECONDS = 0.5
 """A first row later than this comes from a sort that no LIMIT avoids: then the rest is asked for at once."""
 _FIRST_ROWS = 1
 """Rows of the very first fetch of a source, whose sizes nobody has seen yet."""
+_FEWER = 16
+"""A batch that was too large is asked for again in so many parts."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -61,6 +65,8 @@ class Batch(msgspec.Struct, frozen=True):
     invalid: list[Invalid]
     position: Position
     source: Source
+    beyond: bool
+    """Whether the row behind the last one was read too."""
 
 
 class Reader:
@@ -85,28 +91,42 @@ class Reader:
         row_bytes = self._row_bytes.get((source.store, source.feed))
         return row_bytes is not None and limit * row_bytes < CHUNK_BYTES
 
+    async def report_missing_ids(self, source: Source) -> None:
+        """Say so where rows of a source have no id."""
+        await report_missing(self._emit, self._pool, source)
+
     async def batches(self, store: Store, source: Source, span: Span, limit: int | None) -> AsyncGenerator[Batch, None]:
         """The valid items of a span in order, up to `limit` of them, however many invalid ones lie between.
 
         Resumes after the last item when the database goes away, for as long as resume_for. Raises Refusal.
         """
         patience = Patience(self._settings.resume_for.seconds)
-        described_again = False
+        described_again = interrupted = False
         left = limit
         parts = _parts(span)
         while parts:
             try:
-                async with aclosing(self._rows(source, parts[0], left)) as found:
+                async with aclosing(self._rows(source, parts[0], left, interrupted=interrupted)) as found:
                     async for rows in found:
                         batch, parts[0] = self._sorted(store, source, rows, parts[0], left)
                         patience.reset()
-                        described_again = False
+                        described_again = interrupted = False
                         if left is not None:
                             left -= len(batch.items)
                         yield batch
                         if left == 0:
+                            if not batch.beyond:
+                                await self._look_at_edge(source, parts[0])
                             return
                 parts.pop(0)
+            except BatchTooLargeError:
+                self._row_bytes[source.store, source.feed] = CHUNK_BYTES * _FEWER / self._rows_per_fetch(source)
+                after = parts[0].after.key if parts[0].after else None
+                self._emit(
+                    ItemsLarge(
+                        store=source.store, feed=source.feed, after=after, rows_per_fetch=self._rows_per_fetch(source)
+                    )
+                )
             except CHANGED as error:
                 if described_again:
                     raise self._failed(source, parts[0], error) from error
@@ -116,11 +136,12 @@ class Reader:
                 source = await self._sources.again(store, source.feed)
                 if source.key != key and parts[0].after is not None:
                     # The order is another one: whatever lies before this place there would be lost.
-                    raise key_changed(source.feed, key.kind, source.key.kind) from error
+                    raise key_changed(source.feed, f"{key.kind} of {source.relation}", source.order) from error
                 if span.since is not None and not source.has_modified_at:
                     raise self._failed(source, parts[0], error) from error
             except LOST as error:
                 await patience.wait(error)
+                interrupted = True
                 self._emit(
                     Resumed(
                         store=store.name,
@@ -140,9 +161,14 @@ class Reader:
             # PostgreSQL plans anew by itself when a column's type changes; a key's type is our business.
             raise RelationChangedError(f"the type of {source.relation}'s id")
         items = source.encoder.items(rows if not part.dated_key else [row[:-1] for row in rows])
+        beyond = None
         if left is not None and len(items.valid) > left:
-            rows = rows[: items.rows_of(left)]
+            end = items.rows_of(left)
+            rows, beyond = rows[:end], rows[end]
             items = items.first(left)
+        # Of one id dated differently each is behind the other's edge: none is skipped.
+        at_edge = beyond is not None and (not part.dated_key or beyond[-1] == rows[-1][-1])
+        report_repeated(self._emit, source, rows, beyond if at_edge else None)
         if items.invalid:
             found = tuple((item.id, item.missing) for item in items.invalid)
             self._emit(ItemsInvalid(store=store.name, feed=source.feed, items=found))
@@ -153,26 +179,42 @@ class Reader:
                     f"The item with id {first.id!r} of {source.feed} lacks {', '.join(first.missing)}.",
                 )
         position = part.position(rows)
-        return Batch(items.valid, items.invalid, position, source), part.behind(rows)
+        return Batch(items.valid, items.invalid, position, source, beyond is not None), part.behind(rows)
 
-    async def _rows(self, source: Source, part: "_Part", left: int | None) -> AsyncGenerator[Sequence[Any], None]:
+    async def _look_at_edge(self, source: Source, part: "_Part") -> None:
+        """Report the last id where another row has it: reading goes on behind it. A failure is nobody's loss."""
+        assert part.after is not None  # noqa: S101 (for mypy: there is no edge before the first row)
+        sql, arguments = _edge_statement(source, part.after, dated=part.dated_key)
+        with suppress(*LOST, asyncpg.PostgresError, Refusal):
+            async with self._pool.connection() as connection:
+                rows = await connection.fetch(sql, *arguments)
+            if len(rows) > 1:
+                report_repeated(self._emit, source, [(True, *rows[0])], (True, *rows[1]))
+
+    async def _rows(
+        self, source: Source, part: "_Part", left: int | None, *, interrupted: bool
+    ) -> AsyncGenerator[Sequence[Any], None]:
         """The rows of a part from its position on, in non-empty lists, until there are no more.
 
-        Whoever has enough stops asking: rows beyond `left` are read only to replace invalid ones.
+        Whoever has enough stops asking: rows beyond `left` are read only to replace invalid ones, and one to see
+        whether the last id is repeated.
         """
         limit, run = left, _RUN_ROWS
         while True:
+            if interrupted and part.after is not None:
+                await self._look_at_edge(source, part)
+            interrupted = True
             count = 0
             per_fetch = self._rows_per_fetch(source)
-            sql, arguments = _statement(source, part, run if limit is None else limit)
+            sql, arguments = _statement(source, part, run if limit is None else limit + 1)
             if limit is not None and limit <= per_fetch:
                 async with self._pool.connection() as connection:
-                    rows = await connection.fetch(sql, *arguments)
+                    rows = await bounded(connection, connection.fetch(sql, *arguments))
                 if rows:
                     count = len(rows)
                     part = part.behind(rows)
                     yield rows
-                ended = count < limit
+                ended = count <= limit
             else:
                 cursor = LeasedCursor(self._pool, sql, arguments, self._settings.cursor_lease.seconds)
                 try:
@@ -180,7 +222,7 @@ class Reader:
                         count += len(rows)
                         part = part.behind(rows)
                         yield rows
-                    ended = rows is not None and (count < limit if limit is not None else run is None or count < run)
+                    ended = rows is not None and (count <= limit if limit is not None else run is None or count < run)
                 finally:
                     await cursor.close()
                 if cursor.first_row_seconds > _SORTED_SECONDS:
@@ -188,7 +230,7 @@ class Reader:
             if ended:
                 return
             if limit is not None:
-                limit = limit - count or BATCH_ROWS
+                limit = max(limit - count, 0) or BATCH_ROWS
 
     def _rows_per_fetch(self, source: Source) -> int:
         row_bytes = self._row_bytes.get((source.store, source.feed))
@@ -198,7 +240,8 @@ class Reader:
 
     def _failed(self, source: Source, part: "_Part", error: BaseException) -> Refusal:
         after = part.after.key if part.after else None
-        if isinstance(error, asyncpg.InvalidTextRepresentationError) and part.from_client:
+        no_key = (asyncpg.InvalidTextRepresentationError, asyncpg.CharacterNotInRepertoireError)
+        if isinstance(error, no_key) and part.from_client:
             return Refusal(PARAMETER_INVALID, f"after={after!r}: it is not a key of this feed.")
         self._emit(
             SourceFailed(
@@ -218,7 +261,7 @@ class Reader:
 
 
 def key_changed(feed: str, before: str, now: str) -> Refusal:
-    return Refusal(KEY_CHANGED, f"The id of {feed} was of type {before} and is now of type {now}.")
+    return Refusal(KEY_CHANGED, f"The walk of {feed} went by the id as {before}; now it is {now}.")
 
 
 class LeasedCursor:
@@ -249,7 +292,7 @@ class LeasedCursor:
                 started = asyncio.get_running_loop().time()
                 if self._cursor is None:
                     await self._open()
-                rows: Sequence[Any] = await self._cursor.fetch(count)
+                rows: Sequence[Any] = await self._fetch(count)
             except BaseException:
                 await self._release(broken=True)
                 raise
@@ -274,6 +317,13 @@ class LeasedCursor:
             if self._lease is not None:
                 self._lease.cancel()
             await self._release()
+
+    async def _fetch(self, count: int) -> Sequence[Any]:
+        # A single row is as large as it is.
+        rows: Sequence[Any] = await (
+            bounded(self._connection, self._cursor.fetch(count)) if count > 1 else self._cursor.fetch(count)
+        )
+        return rows
 
     async def _open(self) -> None:
         # One round trip instead of the two that asyncpg's transaction() takes to begin and to say how.
@@ -358,9 +408,7 @@ def _statement(source: Source, part: _Part, limit: int | None) -> tuple[str, lis
         return f"${len(arguments)}"
 
     def key(value: str) -> str:
-        if source.key.family == "int8":
-            return f"{argument(int(value))}::int8"
-        return f"{argument(value)}::text::{source.key.family}"
+        return f"{argument(_key_argument(source, value))}::{_key_cast(source)}"
 
     after, order = part.after, 's."modified_at", s."id"'
     present = 's."id" is not null'
@@ -388,3 +436,22 @@ def _statement(source: Source, part: _Part, limit: int | None) -> tuple[str, lis
     if part.skip:
         sql += f"\noffset {argument(part.skip)}::int8"
     return sql, arguments
+
+
+def _edge_statement(source: Source, after: Position, *, dated: bool) -> tuple[str, list[Any]]:
+    """The SQL for the ids of the rows that share a place in the order: two at most."""
+    shown = "int8" if source.key.family == "int8" else "text"
+    sql = f'select s."id"::{shown} from {source.relation} as s\nwhere s."id" = $1::{_key_cast(source)}'  # noqa: S608
+    arguments = [_key_argument(source, after.key)]
+    if dated:
+        sql += ' and s."modified_at" is not distinct from $2::text::timestamptz'
+        arguments.append(after.modified_at)
+    return sql + "\nlimit 2", arguments
+
+
+def _key_argument(source: Source, key: str) -> Any:
+    return int(key) if source.key.family == "int8" else key
+
+
+def _key_cast(source: Source) -> str:
+    return "int8" if source.key.family == "int8" else f"text::{source.key.family}"

@@ -11,8 +11,11 @@ from typing import Any
 import asyncpg
 
 from app.catalog.bookmarks import KEPT_HOURS, ordered_key
+from app.catalog.ids import report_repeated
+from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool
 from app.catalog.source import Source
+from app.status.events import Emit
 
 MOST_ROWS = 100
 """Above this, keeping the page in memory on the server costs more than a round trip."""
@@ -21,9 +24,10 @@ MOST_ROWS = 100
 class SmallPages:
     """Reads the small pages of full walks."""
 
-    def __init__(self, pool: Pool, resume_seconds: float) -> None:
+    def __init__(self, pool: Pool, resume_seconds: float, emit: Emit) -> None:
         self._pool = pool
         self._resume_seconds = resume_seconds
+        self._emit = emit
 
     async def read(self, source: Source, *, offset: int, limit: int) -> tuple[Sequence[Any], int] | None:
         """The rows of a page and its walk, with the next page's bookmark durable; None for the common way.
@@ -31,21 +35,23 @@ class SmallPages:
         Raises Refusal when the database stays away.
         """
         sql = _statement(source, limit)
+        arguments = (source.store, source.feed, offset, source.order)
         try:
             rows = await self._pool.patiently(
-                lambda connection: connection.fetch(sql, source.store, source.feed, offset, source.key.kind),
+                lambda connection: bounded(connection, connection.fetch(sql, *arguments)),
                 Patience(self._resume_seconds),
             )
-        except asyncpg.PostgresError:
+        except (asyncpg.PostgresError, BatchTooLargeError):
             return None  # the common way meets it too, and knows what to say
         # The statement's own condition for having turned the page.
         if len(rows) < limit or not all(row[0] for row in rows):
             return None
-        return [row[:-2] for row in rows], rows[0][-1]
+        report_repeated(self._emit, source, rows[:limit], rows[limit] if len(rows) > limit else None)
+        return [row[:-2] for row in rows[:limit]], rows[0][-1]
 
 
 def _statement(source: Source, limit: int) -> str:
-    """The columns go by number: their names may be anything."""
+    """The columns go by number: their names may be anything. One row more is read, to see a repeated id at the edge."""
     family, order = source.key.family, source.key.order
     count = len(source.attributes) + 1
     columns = ", ".join(f"c{number}" for number in range(count))
@@ -61,13 +67,14 @@ with b as materialized (
   {source.select_key}
   where s."id" > (select key::{family} from chosen where not is_end)
   order by s."id"
-  limit {limit}
+  limit {limit + 1}
 ), full_page as materialized (
   select page.key::text as key
   from page
-  where (select count(*) = {limit} and bool_and(c0) from page)
-  order by page.key{order} desc
+  where (select count(*) >= {limit} and bool_and(c0) from page)
+  order by page.key{order}
   limit 1
+  offset {limit - 1}
 ), started as (
   update clerk_feed.bookmark
   set used = true

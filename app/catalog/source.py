@@ -44,6 +44,7 @@ class Column(msgspec.Struct, frozen=True):
     type: str
     """Name of the base type in pg_type, without brackets: int4, text, my_enum."""
     shown_type: str
+    type_schema: str
     kind: str
     """pg_type.typtype of the base type: b(ase), e(num), c(omposite), r(ange)."""
     is_array: bool
@@ -66,13 +67,13 @@ class Key(msgspec.Struct, frozen=True):
     """The id column as the key that pages walk by."""
 
     family: str
-    """int8, text, bpchar, citext or uuid: what a key given as text is cast to."""
+    """int8, text, bpchar, uuid or citext with its schema: what a key given as text is cast to."""
     order: str
     """What to put behind an expression of the family so that it sorts as the column does."""
 
     @property
     def kind(self) -> str:
-        """The whole order: bookmarks of another one lead nowhere."""
+        """The whole order of the keys."""
         return self.family + self.order
 
 
@@ -97,6 +98,11 @@ class Source(msgspec.Struct, frozen=True):
     """SQL for what changed since a moment, which stands in for {since}."""
     rendered: bool = False
     """Whether its rows are a flag, the id and the item's JSON, ready to be sent."""
+
+    @property
+    def order(self) -> str:
+        """What its walks go by. Where it is another one, bookmarks lead nowhere."""
+        return f"{self.key.kind} of {self.relation}"
 
     @property
     def has_modified_at(self) -> bool:
@@ -314,13 +320,18 @@ def quoted(identifier: str) -> str:
 INTEGERS = {"int2", "int4", "int8"}
 FLOATS = {"float4", "float8", "numeric"}
 TIMES = {"timestamptz", "timestamp", "date"}
-TEXTS = {"text", "varchar", "bpchar", "citext", "name", "uuid"}
+TEXTS = {"text", "varchar", "bpchar", "name", "uuid"}
 JSONS = {"json", "jsonb"}
 _SERVED = INTEGERS | FLOATS | TIMES | TEXTS | JSONS | {"bool"}
 
 
+def is_citext(column: Column) -> bool:
+    """Whether it is the extension's type, which may be in any schema, and that schema in no search_path of ours."""
+    return column.type == "citext" and column.kind == "b"
+
+
 def key_of(relation: Relation, column: Column) -> Key:
-    if column.is_array or column.type not in INTEGERS | TEXTS - {"name"}:
+    if column.is_array or (column.type not in INTEGERS | TEXTS - {"name"} and not is_citext(column)):
         raise _unusable(
             f'The column "id" of {relation} is of type {column.shown_type}; it must be of an integer or text type.',
             'Cast it in the view, e.g. x::text as "id", and see that an index serves the cast.',
@@ -329,7 +340,9 @@ def key_of(relation: Relation, column: Column) -> Key:
         return Key("int8", "")
     if column.type == "uuid":
         return Key("uuid", "")
-    family = column.type if column.type in ("bpchar", "citext") else "text"
+    family = "bpchar" if column.type == "bpchar" else "text"
+    if is_citext(column):
+        family = f"{quoted(column.type_schema)}.citext"
     return Key(family, f" collate {column.collation}" if column.collation else "")
 
 
@@ -337,9 +350,9 @@ def expression(relation: Relation, column: Column) -> str:
     """How a column is selected so that its value arrives as it is served."""
     name = f"s.{quoted(column.name)}"
     brackets = "[]" if column.is_array else ""
-    if column.kind == "e" or column.type in ("uuid", "bpchar", "citext"):
+    if column.kind == "e" or column.type in ("uuid", "bpchar") or is_citext(column):
         return f"{name}::text{brackets}"
-    if column.type not in _SERVED:
+    if column.type not in _SERVED or column.type_schema != "pg_catalog":
         raise _unusable(
             f"The column {quoted(column.name)} of {relation} is of type {column.shown_type}, which has no JSON form.",
             f"Cast it in the view, e.g. {quoted(column.name)}::text, or leave it out.",
@@ -459,6 +472,7 @@ with recursive columns as (
 select
   columns.name,
   t.typname::text as type,
+  tn.nspname::text as type_schema,
   columns.shown_type,
   t.typtype::text as kind,
   climb.is_array,
@@ -470,6 +484,7 @@ select
 from columns
 join climb on climb.attnum = columns.attnum
 join pg_type as t on t.oid = climb.type and t.typtype <> 'd' and t.typcategory <> 'A'
+join pg_namespace as tn on tn.oid = t.typnamespace
 left join pg_collation as l on l.oid = columns.attcollation
 left join pg_namespace as ln on ln.oid = l.collnamespace
 order by columns.attnum

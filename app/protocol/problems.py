@@ -220,7 +220,7 @@ STATE_UNAVAILABLE = Problem(
 KEY_CHANGED = Problem(
     500,
     "key-changed",
-    "The type of this feed's id changed during a walk, and there is no way on from an id of the old type.",
+    "The relation of this feed, or the type of its id, changed during a walk: there is no way on from an old id.",
     "Start the sync again: a walk that begins at offset 0 goes by the new ids.",
 )
 BUSY = Problem(

@@ -208,6 +208,38 @@ class ItemsInvalid(Event, frozen=True):
     items: tuple[tuple[str | int | None, tuple[str, ...]], ...]
 
 
+class IdsRepeated(Event, frozen=True):
+    """Several rows of a source have the same id, which must be unique."""
+
+    store: str
+    feed: str
+    count: int
+    """Ids that occur more than once in this page."""
+    examples: tuple[str | int, ...]
+    skipped: bool
+    """Whether rows with the first of them lie behind the edge of the page and are not sent in this walk."""
+
+
+class IdsMissing(Event, frozen=True):
+    """Rows of a source have no id; they are not served. Counted at the end of a full walk, up to 1000."""
+
+    store: str
+    feed: str
+    count: int
+    relation: str
+    example: str | None
+    """An attribute of such a row, where the feed has one that tells nothing of a person."""
+
+
+class ItemsLarge(Event, frozen=True):
+    """Items turned out so much larger than those before that their batch was given up; fewer are fetched at once."""
+
+    store: str
+    feed: str
+    after: str | None
+    rows_per_fetch: int
+
+
 class Resumed(Event, frozen=True):
     """The database went away while reading; reading goes on after the last key."""
 

@@ -214,6 +214,22 @@ def _printable(path: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)
 
 
+def _repeated(event: events.IdsRepeated) -> str:
+    shown = ", ".join(map(repr, event.examples))
+    more = f" and {event.count - len(event.examples)} more" if event.count > len(event.examples) else ""
+    skipped = f"; rows of {event.examples[0]!r} behind the edge of a page are not sent" if event.skipped else ""
+    return f"{event.store}/{event.feed}: ids must be unique, but several rows have id {shown}{more}{skipped}"
+
+
+def _missing(event: events.IdsMissing) -> str:
+    count = f"{event.count} rows or more" if event.count == 1000 else f"{event.count} rows"
+    example = f", such as the one with {event.example}" if event.example else ""
+    return (
+        f"{event.store}/{event.feed}: {count} of {event.relation} have no id and are not served{example};"
+        " see them with: where id is null"
+    )
+
+
 _RENDERED: dict[type[Event], Callable[..., str]] = {
     events.FeedServed: _served,
     events.ItemsInvalid: _invalid,
@@ -231,6 +247,11 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
     events.SourceFailed: lambda e: (
         f"{e.store}/{e.feed}: PostgreSQL refused to read on"
         f" {'from the start' if e.after is None else f'after id {e.after!r}'}: {e.message} (SQLSTATE {e.sqlstate})"
+    ),
+    events.IdsRepeated: _repeated,
+    events.IdsMissing: _missing,
+    events.ItemsLarge: lambda e: (
+        f"{e.store}/{e.feed}: the items after id {e.after!r} are very large; {e.rows_per_fetch} at a time are fetched"
     ),
     events.Resumed: lambda e: f"{e.store}/{e.feed}: the database went away ({e.cause}); reading goes on",
     events.PoolExhausted: lambda e: f"All {e.size} database connections were in use for {e.waited:g} s",
