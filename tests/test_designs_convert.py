@@ -146,6 +146,20 @@ def test_inside_of_a_block_that_is_left_nothing_is_translated() -> None:
     assert len(translated.left) == 1
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("{{#if a}}", "{{/if}}"),
+        ("{{#each a}}", "{{/each}}"),
+        ("{{#if a}}{{else if b}}" + "{{else if c}}" * 9, "{{/if}}"),
+    ],
+)
+def test_blocks_without_measure_are_left(opening: str, closing: str) -> None:
+    translated = translate(opening * 2000 + closing * 2000)
+    assert [left.why for left in translated.left] == ["more than 25 blocks deep"]
+    assert translate(opening * 2 + closing * 2).left == ()
+
+
 def test_the_new_file_is_written_and_not_replaced_unasked(tmp_path: Path) -> None:
     old, new = tmp_path / "old.html", tmp_path / "new.html"
     old.write_bytes("<b>{{name}}</b>\r\nÆblegrød\r\n".encode())

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import app
 from app.cli import main
+from app.designs.examine import examine
+from app.designs.facts import Facts
 from app.designs.language import DesignError, parse, render
 
 VALUES: dict[str, object] = {
@@ -104,6 +108,8 @@ def test_html_in_values_is_left_alone_as_liquid_does() -> None:
         ("{% frobnicate %}", 1, "unexpected tag 'frobnicate'"),
         ("{% %}", 1, "a tag without a name"),
         ("{{ " + "(" * 100 + "a" + ")" * 100 + " }}", 1, "more than 40 parentheses deep"),
+        ("{{ 1" + " + 1" * 1000 + " }}", 1, "more than 300 words and signs in one tag"),
+        ("{% if a %}" * 40 + "{% endif %}" * 40, 1, "block nesting limit reached"),
     ],
 )
 def test_what_is_no_design_is_refused_with_its_line(source: str, line: int, message: str) -> None:
@@ -152,3 +158,45 @@ def test_nothing_else_imports_this_room() -> None:
         for node in ast.parse(path.read_text()).body:
             imported = node.module if isinstance(node, ast.ImportFrom) else None
             assert not (imported or "").startswith(("app.designs", "liquid")), path
+
+
+_PIECES = st.sampled_from(
+    [
+        *("{{", "}}", "{%", "%}", "-", "if", "else", "elsif", "endif", "for", "in", "endfor", "assign", "=", "comment"),
+        *("endcomment", "unless", "endunless", "case", "when", "endcase", "capture", "include", "cycle", "liquid"),
+        *(
+            "products",
+            "product",
+            ".",
+            "price",
+            "[",
+            "]",
+            "0",
+            "1.5",
+            "'a'",
+            '"',
+            "|",
+            "money",
+            "round",
+            ":",
+            ",",
+            "(",
+            ")",
+        ),
+        *("+", "*", "/", "%", "<", ">=", "!=", "and", "or", "not", "&&", "#", "/if", "loop", "\n", " ", "ü", "{", "}"),
+    ]
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(_PIECES, max_size=25).map(" ".join))
+def test_anything_is_shown_or_refused_with_a_line(source: str) -> None:
+    line = 1
+    try:
+        render(parse(source), VALUES)
+    except DesignError as refused:
+        line = refused.line
+    assert 1 <= line <= source.count("\n") + 1
+    facts = Facts("products", ("name",))
+    facts.count([{"name": "Chair", "price": 1, "tags": [{"a": 1}]}])
+    examine(source, facts)

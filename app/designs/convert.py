@@ -29,6 +29,8 @@ from app.designs.handlebars import (
 MARK = "clerk-feed:"
 """What a comment begins with that stands before something left to a person."""
 
+_DEEPEST = 25
+"""Blocks in each other. Liquid's parsers have such a limit too; python-liquid's is 30."""
 _OPERATORS = frozenset({"==", "!=", "<", ">", "<=", ">="})
 _LOOP = {"index": "loop.index", "first": "loop.first", "last": "loop.last"}
 _RESERVED = frozenset(
@@ -89,7 +91,13 @@ class _Scope(msgspec.Struct):
     """Blocks open here that are no scope: older Handlebars count them as a level of ../ all the same."""
 
     @property
+    def nesting(self) -> int:
+        """How many blocks are open around a place."""
+        return self.blocks + (0 if self.parent is None else 1 + self.parent.nesting)
+
+    @property
     def depth(self) -> int:
+        """How many loops are."""
         return 0 if self.parent is None else self.parent.depth + self.is_loop
 
 
@@ -185,6 +193,8 @@ class _Converter:
 
     def _branches(self, branches: tuple[Branch, ...], close: Mustache, scope: _Scope) -> str:
         """A block from one of its branches on: behind an {{else if}} it is a block inside the {% else %}."""
+        if scope.nesting > _DEEPEST:
+            raise _Unknown(f"more than {_DEEPEST} blocks deep")
         call = branches[0].tag.call
         if branches[0].tag.kind == "inverse":
             raise _Unknown(_UNKNOWN_KINDS["inverse"])

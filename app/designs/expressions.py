@@ -7,7 +7,7 @@ Clerk.js runs in: a missing attribute makes NaN of a sum and nothing of a compar
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from liquid import RenderContext
@@ -22,6 +22,8 @@ Note = Callable[[int, str], None]
 """Takes what a design uses although Clerk's guide does not name it: where it begins, and what it is."""
 
 _DEEPEST = 40
+_LONGEST = 300
+"""Words and signs of one tag. What is read into a tree must be shallow enough to be walked."""
 
 
 class Literal(Expression):
@@ -240,6 +242,10 @@ class Expressions:
         self._pieces = list(_pieces(text, start))
         self._end = _Piece("end", "", start + len(text))
         self._next = 0
+        if len(self._pieces) > _LONGEST:
+            raise LiquidSyntaxError(
+                f"more than {_LONGEST} words and signs in one tag", token=self._token(self._pieces[_LONGEST])
+            )
 
     @property
     def _current(self) -> _Piece:
@@ -405,11 +411,3 @@ def _pieces(text: str, start: int) -> Iterator[_Piece]:
         kind = found.lastgroup or "other"
         if kind != "space":
             yield _Piece(kind, found.group(), start + found.start())
-
-
-def paths_in(expression: Expression) -> Sequence[Lookup]:
-    """All variables an expression looks at, those in brackets included."""
-    found = [expression] if isinstance(expression, Lookup) else []
-    for child in expression.children():
-        found += paths_in(child)
-    return found
