@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 import trustme
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from app.cli import main
 from tests.conftest import PRODUCTS, Database
@@ -242,6 +246,7 @@ def test_a_certificate_is_held_against_the_calendar(
     assert shop.report()["certificate_ends"] == day
     if code in ("tls-expires", "tls-expired"):
         assert day in shop.found()[code]["what"]
+        assert "feeds.shop.example" in shop.found()[code]["what"]
 
 
 def test_certificate_files_that_can_not_be_used_are_told(
@@ -257,14 +262,26 @@ def test_certificate_files_that_can_not_be_used_are_told(
     assert "cert.pem" in shop.found()["tls"]["what"]
 
 
-def test_a_client_ca_that_has_expired_is_told(shop: Schema, certificates: Certificates, tmp_path: Path) -> None:
-    now = datetime.now(UTC)
-    old = certificates.authority.issue_cert(
-        "old", not_before=now - timedelta(days=9), not_after=now - timedelta(days=1)
-    )
-    old.cert_chain_pems[0].write_to_path(tmp_path / "ca.pem")
+def expired_authority() -> bytes:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Old Authority")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=9)).not_valid_after(now - timedelta(days=1))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def test_an_authority_that_has_expired_is_told(shop: Schema, certificates: Certificates, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(expired_authority())
     shop.extra = certificates.settings(timedelta(days=90)) + 'client_ca = "ca.pem"\n'
-    assert "client_ca" in shop.found()["tls-expired"]["what"]
+    finding = shop.found()["tls-expired"]
+    assert "client_ca" in finding["what"]
+    assert "Old Authority" in finding["what"]
+    # The same behind our own certificate, as one that is sent along.
+    shop.extra = certificates.settings(timedelta(days=90))
+    chain = (tmp_path / "cert.pem").read_bytes() + expired_authority()
+    (tmp_path / "cert.pem").write_bytes(chain)
+    assert "certfile" in shop.found()["tls-expired"]["what"]
 
 
 # The database

@@ -1,75 +1,112 @@
-"""The certificate that TLS is offered with: usable, and for how long."""
+"""The certificate that TLS is offered with: usable, and for how long.
 
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+Python's ssl tells the dates of a certificate only to who has shaken hands with it. So that is done, in memory, by a
+client that trusts exactly this certificate and asks for no date.
+"""
 
-from cryptography import x509
+import ssl
+import time
+from contextlib import suppress
+from typing import Any
 
 from app.certificates import CertificateError, require_usable
 from app.diagnosis.findings import Finding, error, warning
 from app.settings import Server
 
-_SOON = timedelta(days=21)
+_DAY_SECONDS = 86_400
+_SOON_DAYS = 21
+_NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL (x509_vfy.h), which Python has no name for."""
 
 
-def certificate_findings(server: Server, now: datetime | None = None) -> list[Finding]:
-    """What is wrong with certfile, keyfile and client_ca; nothing where TLS is not offered here."""
-    if not server.certfile:
-        return []
-    try:
-        require_usable(server)
-    except CertificateError as fault:
-        return [error("tls", str(fault))]
-    now = now or datetime.now(UTC)
-    found = _time_findings("certfile", server.certfile, now)
-    if server.client_ca:
-        found += _time_findings("client_ca", server.client_ca, now)
-    return found
+class Certificates:
+    """The certificates of some settings, read once."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._own: dict[str, Any] = {}
+        self._fault: Finding | None = None
+        if not server.certfile:
+            return
+        try:
+            require_usable(server)
+            self._own = _shown_by(server)
+        except CertificateError as fault:
+            self._fault = error("tls", str(fault))
+        except (ssl.SSLError, OSError) as fault:
+            what = f'server.certfile = "{server.certfile}": a client can\'t use it ({fault}).'
+            self._fault = error("tls", what, "Use one for servers, in PEM form, its intermediate ones behind it.")
+
+    @property
+    def end(self) -> str | None:
+        """The day on which our own certificate ends, as 2027-01-31; None where none can be read."""
+        return _day(self._own["notAfter"]) if self._own else None
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with certfile, keyfile and client_ca; nothing where TLS is not offered here."""
+        if self._fault is not None:
+            return [self._fault]
+        if not self._own:
+            return []
+        server = self._server
+        above = _authorities(server.certfile)
+        found = _time_findings("certfile", server.certfile, [self._own, *(c for c in above if c != self._own)])
+        if server.client_ca:
+            found += _time_findings("client_ca", server.client_ca, _authorities(server.client_ca))
+        return found
 
 
-def ends(server: Server) -> str | None:
-    """The day on which the certificate ends, as 2027-01-31; None where there is none that can be read."""
-    if not server.certfile:
-        return None
-    try:
-        certificate = x509.load_pem_x509_certificates(Path(server.certfile).read_bytes())[0]
-    except (OSError, ValueError):
-        return None
-    return f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+def _shown_by(server: Server) -> dict[str, Any]:
+    """The certificate that a client is shown. Raises ssl.SSLError."""
+    offering = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    offering.load_cert_chain(server.certfile, server.keyfile)
+    looking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    looking.check_hostname = False
+    looking.load_verify_locations(server.certfile)
+    looking.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = looking.wrap_bio(to_client, to_server)
+    sides = (client, offering.wrap_bio(to_server, to_client, server_side=True))
+    for _ in range(3):
+        for side in sides:
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    return client.getpeercert() or {}
 
 
-def _time_findings(key: str, path: str, now: datetime) -> list[Finding]:
-    place = f'server.{key} = "{path}"'
-    try:
-        certificates = x509.load_pem_x509_certificates(Path(path).read_bytes())
-    except (OSError, ValueError):
-        return [error("tls", f"{place}: its certificates can't be read.", "Write them in PEM form.")]
+def _authorities(path: str) -> list[dict[str, Any]]:
+    """The certificates in a file that stand for others."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(path)
+    return [dict(certificate) for certificate in context.get_ca_certs()]
+
+
+def _time_findings(setting: str, path: str, certificates: list[dict[str, Any]]) -> list[Finding]:
     found = []
     for certificate in certificates:
-        name = certificate.subject.rfc4514_string() or "its certificate"
-        first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        place = f'server.{setting} = "{path}": {_name(certificate)}'
+        first, last = (ssl.cert_time_to_seconds(certificate[key]) for key in ("notBefore", "notAfter"))
+        now = time.time()
+        renew = "then reload the service: kill -HUP its process, or systemctl reload."
         if last < now:
-            found.append(
-                error(
-                    "tls-expired",
-                    f"{place}: {name} expired on {last:%Y-%m-%d}, and Clerk refuses it.",
-                    "Renew it and restart the service.",
-                )
-            )
+            what = f"{place} expired on {_day(certificate['notAfter'])}, and nobody accepts it."
+            found.append(error("tls-expired", what, f"Renew it, {renew}"))
         elif first > now:
-            found.append(
-                error(
-                    "tls-not-yet",
-                    f"{place}: {name} is valid from {first:%Y-%m-%d %H:%M} UTC on.",
-                    "Check the clock of this machine, or wait.",
-                )
-            )
-        elif last < now + _SOON:
-            found.append(
-                warning(
-                    "tls-expires",
-                    f"{place}: {name} expires on {last:%Y-%m-%d}, in {(last - now).days} days.",
-                    "Renew it in time and restart the service.",
-                )
-            )
+            what = f"{place} is valid from {_day(certificate['notBefore'])} on."
+            found.append(error("tls-not-yet", what, "Check the clock of this machine, or wait."))
+        elif last < now + _SOON_DAYS * _DAY_SECONDS:
+            days = int((last - now) / _DAY_SECONDS)
+            what = f"{place} expires on {_day(certificate['notAfter'])}, in {days} days."
+            found.append(warning("tls-expires", what, f"Renew it in time, {renew}"))
     return found
+
+
+def _day(moment: str) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(ssl.cert_time_to_seconds(moment)))
+
+
+def _name(certificate: dict[str, Any]) -> str:
+    """What a certificate is for, as a person knows it."""
+    names = [name for kind, name in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    subject = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    return "the certificate of " + ", ".join((names or subject or ["nobody in particular"])[:3])

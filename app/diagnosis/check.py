@@ -13,7 +13,7 @@ import msgspec
 from app.catalog.pool import LOST, Pool
 from app.catalog.reader import Reader
 from app.catalog.source import Source, Sources, build, columns_of, quoted, relation_of
-from app.diagnosis.certificates import certificate_findings, ends
+from app.diagnosis.certificates import Certificates
 from app.diagnosis.columns import column_findings
 from app.diagnosis.database import Server, server, server_findings, state_findings, unreachable
 from app.diagnosis.findings import Finding, by_severity, error, note, placed, warning
@@ -94,8 +94,9 @@ class Check:
     async def run(self) -> Report:
         """Look at everything."""
         report = self.report
-        report.general += certificate_findings(self._settings.server)
-        report.certificate_ends = ends(self._settings.server)
+        certificates = Certificates(self._settings.server)
+        report.general += certificates.findings()
+        report.certificate_ends = certificates.end
         try:
             pool = await Pool.open(self._dsn, replace(self._settings.database, pool_size=2), self._emit)
         except (asyncpg.PostgresError, ValueError, *LOST) as fault:
