@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from app.certificates import CertificateError, require_usable
-from app.diagnosis.findings import Finding, error, warning
+from app.diagnosis.findings import Finding, count_of, error, warning
 from app.settings import Server
 
 _DAY_SECONDS = 86_400
@@ -25,17 +25,9 @@ class Certificates:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._own: dict[str, Any] = {}
-        self._fault: Finding | None = None
-        if not server.certfile:
-            return
-        try:
-            require_usable(server)
-            self._own = _shown_by(server)
-        except CertificateError as fault:
-            self._fault = error("tls", str(fault))
-        except (ssl.SSLError, OSError) as fault:
-            what = f'server.certfile = "{server.certfile}": a client can\'t use it ({fault}).'
-            self._fault = error("tls", what, "Use one for servers, in PEM form, its intermediate ones behind it.")
+        if server.certfile:
+            with suppress(ssl.SSLError, OSError):
+                self._own = _shown_by(server)
 
     @property
     def end(self) -> str | None:
@@ -44,22 +36,31 @@ class Certificates:
 
     def findings(self) -> list[Finding]:
         """What is wrong with certfile, keyfile and client_ca; nothing where TLS is not offered here."""
-        if self._fault is not None:
-            return [self._fault]
-        if not self._own:
+        server, found = self._server, []
+        if not server.certfile:
             return []
-        server = self._server
-        above = _authorities(server.certfile)
-        found = _time_findings("certfile", server.certfile, [self._own, *(c for c in above if c != self._own)])
+        if self._own:
+            above = _authorities(server.certfile)
+            found += _time_findings("certfile", server.certfile, [self._own, *(c for c in above if c != self._own)])
+        if not count_of(found, "error"):
+            try:
+                require_usable(server)
+            except CertificateError as fault:
+                return [*found, error("tls", str(fault))]
+        if not self._own:
+            what = f'server.certfile = "{server.certfile}": a client can\'t use it.'
+            return [error("tls", what, "Use one for servers, in PEM form, its intermediate ones behind it.")]
         if server.client_ca:
-            found += _time_findings("client_ca", server.client_ca, _authorities(server.client_ca))
+            with suppress(ssl.SSLError, OSError):
+                found += _time_findings("client_ca", server.client_ca, _authorities(server.client_ca))
         return found
 
 
 def _shown_by(server: Server) -> dict[str, Any]:
     """The certificate that a client is shown. Raises ssl.SSLError."""
     offering = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    offering.load_cert_chain(server.certfile, server.keyfile)
+    # Without a password given OpenSSL would ask for one on the terminal.
+    offering.load_cert_chain(server.certfile, server.keyfile, password=lambda: "")
     looking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     looking.check_hostname = False
     looking.load_verify_locations(server.certfile)
