@@ -6,16 +6,83 @@ reference. `id` is required everywhere and first.
 
 from typing import Literal, get_args
 
+import msgspec
+
 FeedName = Literal["products", "categories", "orders", "customers", "pages"]
 
 FEEDS: tuple[FeedName, ...] = get_args(FeedName)
 
+Id = int | str
+Text = str | dict[str, str]
+"""Text, or in a multi-language feed an object of language and text."""
+
+
+class Product(msgspec.Struct, frozen=True):
+    """An item of products. Further attributes are welcome, here as in all feeds."""
+
+    id: Id
+    name: Text
+    description: Text
+    price: float
+    image: Text
+    url: Text
+    categories: list[Id]
+    created_at: int
+
+
+class Category(msgspec.Struct, frozen=True):
+    """An item of categories."""
+
+    id: Id
+    name: Text
+    url: Text
+    subcategories: list[Id]
+
+
+class OrderLine(msgspec.Struct, frozen=True):
+    """What was ordered of one product."""
+
+    id: Id
+    quantity: int
+    price: float
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An item of orders."""
+
+    id: Id
+    products: list[OrderLine]
+    time: int
+
+
+class Customer(msgspec.Struct, frozen=True):
+    """An item of customers."""
+
+    id: Id
+    email: str
+
+
+class Page(msgspec.Struct, frozen=True):
+    """An item of pages."""
+
+    id: Id
+    type: str
+    url: str
+    title: str
+    text: str
+
+
+ITEMS: dict[FeedName, type[msgspec.Struct]] = {
+    "products": Product,
+    "categories": Category,
+    "orders": Order,
+    "customers": Customer,
+    "pages": Page,
+}
+"""What an item of a feed must have, as Clerk's guide types it."""
+
 REQUIRED: dict[FeedName, tuple[str, ...]] = {
-    "products": ("id", "name", "description", "price", "image", "url", "categories", "created_at"),
-    "categories": ("id", "name", "url", "subcategories"),
-    "orders": ("id", "products", "time"),
-    "customers": ("id", "email"),
-    "pages": ("id", "type", "url", "title", "text"),
+    feed: tuple(field.name for field in msgspec.structs.fields(item)) for feed, item in ITEMS.items()
 }
 """Attributes without which Clerk can't use an item."""
 

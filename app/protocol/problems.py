@@ -21,6 +21,16 @@ class Problem(msgspec.Struct, frozen=True):
     fix: str
 
 
+class ProblemDetails(msgspec.Struct, frozen=True):
+    """What the caller gets to see: a problem details object (RFC 9457), with `fix` as our extension."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    fix: str
+
+
 class Refusal(Exception):
     """A problem met by one request.
 
@@ -42,14 +52,16 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, object]:
-        """The members of the problem details object (RFC 9457, with `fix` as our extension)."""
-        return {
-            "type": f"{PROBLEMS_PATH}#{self.problem.code}",
-            "title": self.problem.title,
-            "status": self.problem.status,
-            "detail": self.detail,
-            "fix": self.fix,
-        }
+        """The members of the problem details object."""
+        return msgspec.structs.asdict(
+            ProblemDetails(
+                type=f"{PROBLEMS_PATH}#{self.problem.code}",
+                title=self.problem.title,
+                status=self.problem.status,
+                detail=self.detail,
+                fix=self.fix,
+            )
+        )
 
 
 PARAMETER_INVALID = Problem(

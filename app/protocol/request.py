@@ -7,10 +7,11 @@ refused by name: a silent default would make a sync lose items.
 
 import re
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec import Meta
 
 from app.protocol.problems import PARAMETER_INVALID, Refusal
 
@@ -26,8 +27,31 @@ _FIRST_SECONDS = 10**8
 _FIRST_MILLISECONDS = 10**11
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
 _MAX_DATE_LENGTH = 64
-_KNOWN = ("limit", "offset", "modified_after", "after")
 _SPACE_WAS_PLUS = re.compile(r"^(.+\d\d:?\d\d\S*) (\d\d(?::?\d\d)?)$")
+
+
+class FeedQuery(msgspec.Struct, frozen=True):
+    """The query string of a feed as a client may write it. `parse` reads it, and says which go together."""
+
+    limit: Annotated[
+        int, Meta(ge=1, le=MAX_LIMIT, description="Items of a page; goes with offset, or with after. Without: all.")
+    ]
+    offset: Annotated[
+        int, Meta(ge=0, le=MAX_OFFSET, description="Where the page begins: raised by limit until a page is empty.")
+    ]
+    modified_after: Annotated[
+        str,
+        Meta(
+            description="Only what changed after it: unix seconds or milliseconds, ISO 8601, or a small number of hours"
+            " back. Empty, 0 and null mean everything."
+        ),
+    ]
+    after: Annotated[
+        str, Meta(description="For clients other than Clerk: the page behind the item with this id, instead of offset.")
+    ]
+
+
+_KNOWN = tuple(field.name for field in msgspec.structs.fields(FeedQuery))
 
 
 class FeedRequest(msgspec.Struct, frozen=True):

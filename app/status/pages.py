@@ -7,11 +7,14 @@ from typing import Literal
 
 import jinja2
 import msgspec
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from app import __version__
+from app.protocol.openapi import OPENAPI_PATH, Health, document
 from app.protocol.problems import ALL, PROBLEMS_PATH
 
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -55,6 +58,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._openapi = orjson.dumps(document(__version__))
         self._problems = templates.get_template("problems.html").render(problems=ALL)
 
     def routes(self) -> list[Route]:
@@ -62,12 +66,13 @@ class Pages:
             Route("/-/healthz", self.healthz),
             Route("/-/readyz", self.readyz),
             Route(PROBLEMS_PATH, self.problems),
+            Route(OPENAPI_PATH, self.openapi),
             Route("/-/{rest:path}", _nothing),
         ]
 
     async def healthz(self, request: Request) -> Response:
         """The process answers."""
-        return JSONResponse({"status": "ok"}, headers=_NO_STORE)
+        return JSONResponse(msgspec.to_builtins(Health("ok")), headers=_NO_STORE)
 
     async def readyz(self, request: Request) -> Response:
         """The service can do its work. Asked of the database once a second at most: the route is public."""
@@ -76,10 +81,13 @@ class Pages:
                 ready = await self._ready()
                 self._last = (time.monotonic(), ready)
         ready = self._last[1]
-        said: dict[str, object] = {"status": ready.status}
-        if self._with_reasons and ready.reasons:
-            said["reasons"] = ready.reasons
+        reasons = ready.reasons if self._with_reasons and ready.reasons else msgspec.UNSET
+        said = msgspec.to_builtins(Health(ready.status, reasons))
         return JSONResponse(said, 200 if ready.state == "ok" else 503, headers=_NO_STORE)
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of the public routes."""
+        return Response(self._openapi, media_type="application/json")
 
     async def problems(self, request: Request) -> Response:
         """Every problem the service answers with, its cause and its cure."""
