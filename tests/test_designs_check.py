@@ -184,7 +184,7 @@ def test_what_convert_left_is_told_even_where_nothing_parses(config: Path) -> No
 def test_a_sample_says_that_it_is_one(config: Path) -> None:
     result = check(config, DESIGNS / "slider.html", "--sample", "50")
     first = result.stdout.splitlines()[0]
-    assert first.endswith(" of 200 items, drawn at random")
+    assert first.endswith(" items, drawn at random out of 200 rows")
     seen = int(first.split(": ")[1].split()[0])
     assert 0 < seen < 150
     whole = check(config, DESIGNS / "slider.html", "--sample", "0")
@@ -213,7 +213,16 @@ def test_items_that_clerk_does_not_get_are_not_counted(create_database: Callable
     path = tmp_path / "feed.toml"
     path.write_text(f'[database]\ndsn = {json.dumps(database.dsn)}\n[stores.dk]\npublic_key = "key"\n')
     result = check(path, DESIGNS / "slider.html", "--sample", "0")
+    assert result.stdout.splitlines()[0].endswith(": 50 items; 150 rows lack what Clerk requires")
     assert attributes(result)["product.list_price"] == ("number", "100 %", "7, 8, 10")
+
+
+def test_a_rendered_feed_is_checked_by_what_it_is_rendered_from(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "feed.toml"
+    path.write_text(config.read_text() + "[stores.dk.feeds.products]\nrendered = true\n")
+    result = check(path, DESIGNS / "slider.html")
+    assert result.exit_code == 0, result.output
+    assert attributes(result)["product.list_price"] == ("number", "25 %", "7, 8, 10")
 
 
 def test_an_empty_feed_shows_what_could_be_checked(create_database: Callable[[], Database], tmp_path: Path) -> None:
@@ -222,7 +231,7 @@ def test_an_empty_feed_shows_what_could_be_checked(create_database: Callable[[],
     path = tmp_path / "feed.toml"
     path.write_text(f'[database]\ndsn = {json.dumps(database.dsn)}\n[stores.dk]\npublic_key = "key"\n')
     result = check(path, DESIGNS / "wrong.html")
-    assert "The feed has no items: only the names of its attributes could be checked.\n" in result.stdout
+    assert "Without items only the names of attributes could be checked.\n" in result.stdout
     assert "2: product.colour does not exist in the feed; did you mean colors?" in section(result, "errors")
 
 

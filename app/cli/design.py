@@ -250,12 +250,17 @@ def _write(path: Path, text: str) -> None:
 
 
 def _report(path: Path, store: str, facts: "Facts", examined: "Examination") -> None:
-    seen = f"{facts.items.seen:,} items"
+    seen, total = facts.items.seen, facts.total
     if facts.is_sample:
-        seen = f"{facts.items.seen:,} of {facts.total:,} items, drawn at random"
-    click.echo(f"{path} with {facts.feed} of {store}: {seen}")
-    if not facts.items.seen:
-        click.echo("The feed has no items: only the names of its attributes could be checked.")
+        click.echo(f"{path} with {facts.feed} of {store}: {seen:,} items, drawn at random out of {total:,} rows")
+    elif seen < total:
+        click.echo(
+            f"{path} with {facts.feed} of {store}: {seen:,} items; {total - seen:,} rows lack what Clerk requires"
+        )
+    else:
+        click.echo(f"{path} with {facts.feed} of {store}: {seen:,} items")
+    if not seen:
+        click.echo("Without items only the names of attributes could be checked.")
     if examined.used:
         rows = [("attribute", "type", "in", "line")]
         rows += [(used.name, used.kind or "-", _share(used), ", ".join(map(str, used.lines))) for used in examined.used]

@@ -63,15 +63,13 @@ class Facts(msgspec.Struct):
     """What the feed can serve, whether or not an item has it."""
     items: Fact = msgspec.field(default_factory=Fact)
     total: int = 0
-    """How many rows there are, looked at or not."""
+    """How many rows there are, items or not."""
+    is_sample: bool = False
+    """Whether the items were drawn at random, rather than all looked at."""
 
     def count(self, items: Iterable[dict[str, object]]) -> None:
         for item in items:
             self.items.count(item)
-
-    @property
-    def is_sample(self) -> bool:
-        return self.items.seen < self.total
 
 
 _KINDS: dict[type, Kind] = {

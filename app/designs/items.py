@@ -32,6 +32,7 @@ async def facts(pool: Pool, source: Source, most: int | None) -> Facts:
             async for items in _items(connection, source, ""):
                 found.count(items)
         else:
+            found.is_sample = True
             async for items in _items(connection, source, "where random() < $1", most / total):
                 found.count(items)
         return found
