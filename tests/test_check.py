@@ -22,7 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from app.cli import main
-from tests.conftest import PRODUCTS, Database
+from app.diagnosis.check import Check
+from app.settings import Database as DatabaseSettings
+from app.settings import Secret, Settings, Store
+from tests.conftest import PRODUCTS, Database, Loop
 
 _numbers = count()
 
@@ -345,6 +348,26 @@ def test_a_schema_for_bookmarks_that_can_not_be_had_is_told(
     assert "create schema if not exists clerk_feed authorization" in found["cure"]
     fresh.execute("create schema clerk_feed")
     assert "belongs to another role" in shop.found()["schema-privilege"]["what"]
+
+
+def test_bookmarks_kept_elsewhere_are_looked_for_there(
+    create_database: Callable[[], Database], shop: Schema, loop: Loop
+) -> None:
+    store = Store(public_key="key", schema=shop.name, name=shop.name)
+
+    def found(state_dsn: str) -> list[tuple[str, str]]:
+        settings = Settings(
+            database=DatabaseSettings(dsn=Secret(shop.dsn), state_dsn=Secret(state_dsn)), stores={shop.name: store}
+        )
+        report = loop.run(Check(settings, shop.dsn, stores=[shop.name], scan=False).run())
+        return [(finding.code, finding.cure) for finding in report.findings if finding.severity != "note"]
+
+    assert found(shop.dsn) == []
+    role = shop.dsn.split("//")[1].split("@")[0]
+    assert found(create_database().dsn.replace("//postgres:@", f"//{role}@"))[0][0] == "schema-privilege"
+    [(code, cure)] = found("postgresql://me@127.0.0.1:1/shop")
+    assert code == "database-unreachable"
+    assert "database.state_dsn" in cure
 
 
 def test_a_schema_newer_than_the_program_is_told(create_database: Callable[[], Database], shop: Schema) -> None:

@@ -62,7 +62,8 @@ def _refused(failure: ImportFailedError, where: str, *, sends_token: bool) -> Fi
     else:
         what += f". {meaning.cause}"
         cures = [meaning.cure]
-    if status == 401 and not sends_token:
+    asks_for_basic = failure.headers.get("WWW-Authenticate", "").lower().startswith("basic")
+    if status == 401 and not sends_token and not asks_for_basic:
         cures.append(
             "No token was sent: give one with --token or CLERK_TOKEN, if you have one; only Clerk makes them. To try a"
             " feed of your own without: token_auth = false and basic in feed.toml, USER:PASS in the URL."

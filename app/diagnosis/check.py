@@ -122,7 +122,24 @@ class Check:
         embedded = self._settings.database.dsn is None
         names = [store.name for store in self._stores]
         self.report.general += server_findings(facts, stores=names, embedded=embedded)
-        self.report.general += state_findings(facts)
+        self.report.general += await self._state_findings(facts)
+
+    async def _state_findings(self, facts: Server) -> list[Finding]:
+        """Whether bookmarks can be kept: where they are kept elsewhere, there."""
+        database = self._settings.database
+        if not database.state_dsn:
+            return state_findings(facts)
+        try:
+            pool = await Pool.open(database.state_dsn.reveal(), replace(database, pool_size=1), self._emit)
+        except (asyncpg.PostgresError, ValueError, *LOST) as fault:
+            return [unreachable(fault, "database.state_dsn")]
+        try:
+            async with pool.connection() as connection:
+                return state_findings(await server(connection))
+        except LOST as fault:
+            return [unreachable(fault, "database.state_dsn")]
+        finally:
+            await pool.close()
 
     async def _look_at_store(self, pool: Pool, store: Store) -> None:
         plain = _as_columns(store)

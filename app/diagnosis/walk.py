@@ -353,8 +353,8 @@ class Probe:
                 "modified-after-ignored",
                 "modified_after is ignored: what changed after now is the whole feed. Syncs are as long as full ones,"
                 " and Clerk deletes nothing in them.",
-                "Let the feed filter by it, or take {{modified_after}} out of the URL, so that full syncs delete what"
-                " is gone.",
+                "Let the feed filter by it (a view of clerk-feed: pass modified_at through), or take {{modified_after}}"
+                " out of the URL, so that full syncs delete what is gone.",
             )
         )
 
