@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.access.client import address_of
 from app.access.gate import Gate
+from app.catalog.ahead import Ahead, Place
 from app.catalog.bookmarks import Bookmark, Bookmarks, Page
 from app.catalog.guard import Ending, Guard
 from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Position, Reader, Span
@@ -43,6 +44,7 @@ class Catalog(msgspec.Struct, frozen=True):
     reader: Reader
     bookmarks: Bookmarks
     small_pages: SmallPages
+    ahead: Ahead
     guard: Guard
 
 
@@ -105,6 +107,7 @@ class FeedEndpoint:
 
         def served() -> None:
             self._emit(answer.record(request.method, address_of(request)))
+            answer.sent()
 
         def cut_off(cause: str) -> None:
             self._emit(answer.cut_off(request.method, address_of(request), cause))
@@ -142,6 +145,7 @@ class Answer:
         self._caller = caller
         self._since = self._changed_since()
         self._next: str | None = None
+        self._left: tuple[Position, int] | None = None
         self._mark = self._begun = 0.0
         self.writes = True
         self.tally = tally or Tally()
@@ -159,6 +163,9 @@ class Answer:
             await self._turn(start, None, of_walk=of_walk)
             self.tally.bookmark += self._lap()
             yield framing.opening + framing.closing
+            return
+        if (body := await self._read_ahead(start)) is not None:
+            yield framing.opening + body + framing.closing
             return
         pieces, size, pending = [framing.opening], 0, 0
         turning: asyncio.Task[None] | None = None
@@ -222,6 +229,38 @@ class Answer:
         self._catalog.reader.seen(source, len(items), len(body))
         self.tally.encode += self._lap()
         return body
+
+    async def _read_ahead(self, start: Bookmark | None) -> bytes | None:
+        """The inside of a page that was read before it was asked for, its bookmark durable; None where none was."""
+        place = self._place(self._wanted.offset)
+        if place is None or start is None or start.position is None:
+            return None
+        page = await self._catalog.ahead.take(self._source, place, after=start.position, bookmark=start.newest)
+        if page is None:
+            return None
+        self.tally.database += self._lap()
+        self.tally.items, self.tally.invalid = page.items, page.invalid
+        await self._turn(start, page.reached, of_walk=True)
+        self.tally.bookmark += self._lap()
+        return page.body
+
+    def sent(self) -> None:
+        """The answer has left: read the page that is likely to be asked for next."""
+        if self._left is None or self._wanted.offset is None or self._wanted.limit is None:
+            return
+        place = self._place(self._wanted.offset + self._wanted.limit)
+        if place is not None:
+            after, bookmark = self._left
+            self._catalog.ahead.read(self.store, self._source, place, after=after, bookmark=bookmark)
+
+    def _place(self, offset: int | None) -> Place | None:
+        """The page at an offset, where it may be read ahead: of a full walk, and of more than a few items."""
+        limit = self._wanted.limit
+        if not offset or limit is None or limit < self._catalog.ahead.least_rows:
+            return None
+        if self._since is not None or not self.writes:
+            return None
+        return Place(self.store.name, self._source.feed, offset, limit, self._wanted.format)
 
     async def _start(self) -> tuple[Span | None, Bookmark | None, bool]:
         """What to read, None at the end of a walk; the bookmark it starts from; whether it is a page of a walk."""
@@ -307,7 +346,9 @@ class Answer:
         elif start is not None and not page.items:
             await self._catalog.bookmarks.finish(source, page, incremental=incremental, start=start)
         else:
-            self.tally.walk = await self._catalog.bookmarks.turn(source, page, incremental=incremental, start=start)
+            turned = await self._catalog.bookmarks.turn(source, page, incremental=incremental, start=start)
+            self.tally.walk, bookmark = turned
+            self._left = (page.reached, bookmark) if page.reached else None
 
     def _changed_since(self) -> float | None:
         """From when on items count as changed, in unix seconds; None for a full read.
@@ -418,6 +459,9 @@ class SingleFile:
             pieces.append(b",")
         pieces.append(b'"created":%d,"strict":false}' % self._created)
         yield b"".join(pieces)
+
+    def sent(self) -> None:
+        """The answer has left, and nothing is likely to be asked for next."""
 
     def headers(self, path: str, coding: Coding | None) -> list[tuple[bytes, bytes]]:
         self._add_up()

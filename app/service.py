@@ -19,13 +19,14 @@ from app import __version__
 from app.access.client import address_of
 from app.access.gate import Gate, require_http_1
 from app.access.tokens import Tokens
+from app.catalog.ahead import Ahead
 from app.catalog.bookmarks import Bookmarks
 from app.catalog.guard import Guard
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.reader import Reader
 from app.catalog.rendered import Refresher, connection_for_refresh
 from app.catalog.schema import migrate
-from app.catalog.small_pages import SmallPages
+from app.catalog.small_pages import MOST_ROWS, SmallPages
 from app.catalog.source import Source, Sources
 from app.clerk.api import ClerkApi
 from app.clerk.deletions import Deletions
@@ -80,7 +81,7 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         sources = Sources(pool, settings.database.resume_for.seconds)
         bookmarks = Bookmarks(pool, settings.database.resume_for.seconds, happened)
         tokens = Tokens(clerk, settings.access, happened)
-        endpoint = _endpoint(settings, pool, sources, bookmarks, tokens, happened)
+        endpoint = _endpoint(settings, pool, sources, bookmarks, tokens, happened, stack)
 
         def activity() -> Activity:
             connections, in_use, waiting = pool.usage()
@@ -116,16 +117,21 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
 
 
 def _endpoint(
-    settings: Settings, pool: Pool, sources: Sources, bookmarks: Bookmarks, tokens: Tokens, emit: Emit
+    settings: Settings,
+    pool: Pool,
+    sources: Sources,
+    bookmarks: Bookmarks,
+    tokens: Tokens,
+    emit: Emit,
+    stack: AsyncExitStack,
 ) -> FeedEndpoint:
     """The feeds behind the gate."""
     resume_seconds = settings.database.resume_for.seconds
+    reader = Reader(pool, sources, settings.database, emit)
+    ahead = Ahead(reader, pool, least_rows=MOST_ROWS + 1)
+    stack.push_async_callback(ahead.close)
     catalog = Catalog(
-        sources,
-        Reader(pool, sources, settings.database, emit),
-        bookmarks,
-        SmallPages(pool, resume_seconds, emit),
-        Guard(pool, resume_seconds, emit),
+        sources, reader, bookmarks, SmallPages(pool, resume_seconds, emit), ahead, Guard(pool, resume_seconds, emit)
     )
     gate = Gate(settings.stores, tokens, settings.access)
     return FeedEndpoint(gate, catalog, settings.server.send_timeout.seconds, emit)

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from app.catalog.ahead import Ahead
 from app.catalog.bookmarks import Bookmarks
 from app.catalog.guard import Guard
 from app.catalog.pool import Pool
@@ -110,14 +111,21 @@ class Process:
         # Small pages find their bookmarks themselves, so they would hide what another class does.
         kind = SmallPages if bookmarks is Bookmarks else _NoSmallPages
         small_pages = kind(self._pool, _RESUME_SECONDS, self.events.append)
-        self._catalog = Catalog(self._sources, self._reader, found, small_pages, self._guard)
+        # Without small pages every page but the first of a walk may have been read ahead.
+        self._ahead = Ahead(self._reader, self._pool, least_rows=1)
+        self._catalog = Catalog(self._sources, self._reader, found, small_pages, self._ahead, self._guard)
 
     async def page(self, store: Store, wanted: FeedRequest) -> bytes:
         source = await self._sources.of(store, FEED)
         answer = Answer(store, source, wanted, self._catalog, self.events.append)
-        return b"".join([chunk async for chunk in answer.chunks()])
+        page = b"".join([chunk async for chunk in answer.chunks()])
+        answer.sent()
+        # What is read ahead is as old as it can be when it is asked for.
+        await self._ahead.settled()
+        return page
 
     async def close(self) -> None:
+        await self._ahead.close()
         await self._pool.close()
 
 
@@ -209,6 +217,8 @@ class Table:
         self.keys = world.keys[name]
         self.rank_of = {key: rank for rank, key in enumerate(self.keys)}
         self.items: dict[int, Item] = {}
+        self.until: dict[tuple[int, int], int] = {}
+        """When a valid version of an item was replaced or deleted."""
         self.clock = 0
         self.places = 0
         """How many (modified_at, id) there ever were."""
@@ -216,6 +226,7 @@ class Table:
     def put(self, ranks: list[int], *, dated: bool = True, valid: bool = True) -> None:
         """Insert items, or change them."""
         self.clock += 1
+        self._end(ranks)
         self.places += len(ranks)
         self.items |= dict.fromkeys(ranks, Item(self.clock, dated, valid))
         self._database.execute(
@@ -233,12 +244,31 @@ class Table:
         )
 
     def drop(self, ranks: Iterable[int]) -> None:
-        gone = [rank for rank in ranks if self.items.pop(rank, None)]
+        gone = [rank for rank in ranks if rank in self.items]
+        self.clock += 1
+        self._end(gone)
+        for rank in gone:
+            del self.items[rank]
         self._database.execute(f"delete from {self._table} where id = any($1)", [self.keys[rank] for rank in gone])
+
+    def _end(self, ranks: Iterable[int]) -> None:
+        for rank in ranks:
+            item = self.items.get(rank)
+            if item is not None and item.valid:
+                self.until[rank, item.changed] = self.clock
+
+    def holds(self, rank: int, version: int, *, since: int) -> bool:
+        """Whether the table holds an item in a version, or has at some time since then."""
+        item = self.items.get(rank)
+        if item is not None and item.valid and item.changed == version:
+            return True
+        return self.until.get((rank, version), -1) >= since
 
     def place(self, rank: int, *, incremental: bool) -> tuple[int, int]:
         """Where an item comes in a walk."""
-        item = self.items[rank]
+        item = self.items.get(rank) if incremental else None
+        if item is None:
+            return (0, rank)
         return (item.changed if incremental and item.dated else 0, rank)
 
 
@@ -249,6 +279,7 @@ class Page:
     offset: int
     ranks: list[int]
     clock: int
+    versions: dict[int, int]
 
 
 @dataclass
@@ -455,7 +486,7 @@ class Walks(RuleBasedStateMachine):
         """An answer arrived."""
         importer.asked = None
         importer.sent += page.ranks
-        importer.index |= {rank: self.catalog.items[rank].changed for rank in page.ranks}
+        importer.index |= page.versions
         full = len(page.ranks) == importer.limit
         if not full:
             self._check_end(importer, page)
@@ -487,9 +518,12 @@ class Walks(RuleBasedStateMachine):
         if len(ranks) > importer.limit:
             self._violated(Malformed, f"{where}: longer than its limit")
         for item, rank in zip(items, ranks, strict=True):
-            held = self.catalog.items.get(rank)
-            if held is None or not held.valid or item["version"] != held.changed:
+            # A page of a full walk may have been read ahead, but never before its walk began.
+            since = self.catalog.clock + 1 if importer.incremental else importer.began
+            if not self.catalog.holds(rank, item["version"], since=since):
+                held = self.catalog.items.get(rank)
                 self._violated(Malformed, f"{where}: {item} is not what the catalog holds, {held}")
+        versions = {rank: item["version"] for item, rank in zip(items, ranks, strict=True)}
         places = [self.catalog.place(rank, incremental=importer.incremental) for rank in ranks]
         if any(one >= next for one, next in pairwise(places)):
             self._violated(Malformed, f"{where}: out of order, {places}")
@@ -504,7 +538,7 @@ class Walks(RuleBasedStateMachine):
         if importer.asked is not None:
             self._check_start(importer, importer.asked, ranks)
         importer.edges = ranks or importer.edges
-        return Page(importer.offset, ranks, self.catalog.clock)
+        return Page(importer.offset, ranks, self.catalog.clock, versions)
 
     def _items(self, format: Format, body: bytes) -> list[dict[str, Any]]:
         try:

@@ -13,7 +13,19 @@ import pytest
 from app.catalog.bookmarks import Bookmark, Bookmarks, Page
 from app.catalog.source import Key, Source
 from tests.conftest import Database, Loop
-from tests.model import Alone, AloneWithRetries, Disturbances, Importer, Lost, Moved, Repeated, Walks, World, run
+from tests.model import (
+    Alone,
+    AloneWithRetries,
+    Disturbances,
+    Importer,
+    Lost,
+    Malformed,
+    Moved,
+    Repeated,
+    Walks,
+    World,
+    run,
+)
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "100"))
 
@@ -26,8 +38,16 @@ def world(create_database: Callable[[], Database], loop: Loop) -> Iterator[World
     running.close()
 
 
+class LargePages(Bookmarks):
+    """The same bookmarks, found, read and turned in steps: as large pages are, and those that are read ahead."""
+
+
 def test_no_order_of_events_loses_an_item(world: World) -> None:
     run(Disturbances, world, examples=EXAMPLES)
+
+
+def test_no_order_of_events_loses_an_item_of_pages_read_ahead(world: World) -> None:
+    run(Disturbances, world, LargePages, examples=EXAMPLES)
 
 
 def test_an_importer_that_is_alone_is_sent_no_item_twice(world: World) -> None:
@@ -81,10 +101,10 @@ class HighestKey(Bookmarks):
 class NeverPast(Bookmarks):
     """Every bookmark of the last hour is one an importer may still be at."""
 
-    async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> int:
-        walk = await super().turn(source, page, incremental=incremental, start=start)
+    async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> tuple[int, int]:
+        turned = await super().turn(source, page, incremental=incremental, start=start)
         await self._forget_what_is_past()
-        return walk
+        return turned
 
     async def finish(self, source: Source, page: Page, *, incremental: bool, start: Bookmark) -> None:
         await super().finish(source, page, incremental=incremental, start=start)
@@ -95,17 +115,38 @@ class NeverPast(Bookmarks):
             await connection.execute("update clerk_feed.bookmark set past = false where past")
 
 
+class Unnumbered(Bookmarks):
+    """A page that was read ahead is good for whoever starts where it starts."""
+
+    async def find(self, source: Source, offset: int, *, incremental: bool) -> Bookmark | None:
+        found = await super().find(source, offset, incremental=incremental)
+        return found and msgspec.structs.replace(found, newest=0)
+
+    async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> tuple[int, int]:
+        walk, _ = await super().turn(source, page, incremental=incremental, start=start)
+        return walk, 0
+
+
 class CountedDisturbances(Disturbances):
     counted_pages_are_wrong = False
 
 
 @pytest.mark.parametrize(
     ("machine", "bookmarks"),
-    [(CountedDisturbances, NoBookmarks), (Disturbances, Remembered), (Disturbances, HighestKey)],
+    [
+        (CountedDisturbances, NoBookmarks),
+        (Disturbances, Remembered),
+        (Disturbances, HighestKey),
+    ],
 )
 def test_items_are_lost(world: World, machine: type[Walks], bookmarks: type[Bookmarks]) -> None:
     with pytest.raises(Lost):
         run(machine, world, bookmarks, examples=1000, derandomize=True, shrink=False)
+
+
+def test_items_of_before_the_walk_are_served_where_a_page_read_ahead_is_good_for_anyone(world: World) -> None:
+    with pytest.raises((Lost, Malformed)):
+        run(Disturbances, world, Unnumbered, examples=1000, derandomize=True, shrink=False)
 
 
 def test_items_are_sent_twice_where_bookmarks_never_become_past(world: World) -> None:

@@ -36,6 +36,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     position: Position | None
     ambiguous: bool
     """Whether it was the smallest of several keys: then items may have been sent twice."""
+    newest: int = 0
+    """The id of the bookmark at its offset that was begun last."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -88,7 +90,7 @@ class Bookmarks:
             await self._refuse_other_keys(source, offset, incremental=incremental)
             return None
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
-        return Bookmark(row["id"], row["walk"], position, row["ambiguous"])
+        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"])
 
     async def _refuse_other_keys(self, source: Source, offset: int, *, incremental: bool) -> None:
         """There is no bookmark to start from. Raises Refusal where there is one of another type of key.
@@ -100,14 +102,15 @@ class Bookmarks:
         if family is not None:
             raise key_changed(source.feed, family, source.order)
 
-    async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> int:
+    async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> tuple[int, int]:
         """Record that a page was made from `start` (None at offset 0), and where the next one begins.
 
-        Durable on return. Answers the walk's number. Raises Refusal when the database stays away.
+        Durable on return. Answers the walk's number and the new bookmark's id. Raises Refusal when the database stays
+        away.
         """
         reached = page.reached
-        walk: int = await self._patiently(
-            lambda connection: connection.fetchval(
+        row = await self._patiently(
+            lambda connection: connection.fetchrow(
                 _TURN.format(key=ordered_key(source, " desc")),
                 source.store,
                 source.feed,
@@ -127,7 +130,7 @@ class Bookmarks:
                 page.caller,
             )
         )
-        return walk
+        return row["walk"], row["id"]
 
     async def finish(self, source: Source, page: Page, *, incremental: bool, start: Bookmark) -> None:
         """Record that an empty answer was made from `start`: the walk is over, and nobody asks for the next page."""
@@ -216,7 +219,7 @@ with b as materialized (
 select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists (
   select from b
   where b.past = c.past and b.old = c.old and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
-) as ambiguous
+) as ambiguous, (select max(id) from b) as newest
 from chosen as c
 """  # noqa: S608 (a number of ours)
 
@@ -273,7 +276,7 @@ insert into clerk_feed.bookmark
 select
   coalesce($10::bigint, (select id from begun)),
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null
-returning walk
+returning walk, id
 """  # noqa: S608 (only our own text is put in)
 
 _FINISH = """
