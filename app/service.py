@@ -67,7 +67,7 @@ class Service(msgspec.Struct, frozen=True):
 async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: bool = False) -> AsyncIterator[Service]:
     """Connect, bring our schema up to date, and wire the parts. Raises StartError or SchemaError.
 
-    With `measure` this process keeps metrics, in the folder that app.status.metrics.metrics_folder has made.
+    With `measure` this process keeps metrics, in the folder that app.status.metrics_folder has made.
     """
     happened = Events(emit)
     async with AsyncExitStack() as stack:

@@ -29,7 +29,7 @@ from app.settings import Settings, of_file, replace
 from app.sockets import url_of
 from app.status.events import Emit, Events
 from app.status.log import ForeignLines, Log
-from app.status.metrics import inherited_folder
+from app.status.metrics_folder import inherited_folder
 
 _ORPHANED = 70
 """Exit status of a worker whose parent is gone (EX_SOFTWARE)."""

@@ -16,7 +16,8 @@ from app.admin import create_admin
 from app.catalog.pool import Pool
 from app.settings import Settings
 from app.status.gauges import gauges
-from app.status.metrics import _COUNTERS, _GAUGES, _HISTOGRAMS, exposition, metrics_folder
+from app.status.metrics import _COUNTERS, _GAUGES, _HISTOGRAMS, exposition
+from app.status.metrics_folder import metrics_folder
 from tests.clerk import FakeClerk, problem
 from tests.conftest import TOKEN, Hosted, Running, Serve, Shop, base_config, eventually
 

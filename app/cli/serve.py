@@ -12,7 +12,7 @@ from app.certificates import CertificateError, require_usable
 from app.settings import DEFAULT_PATH, Settings, SettingsError, of_file, read
 from app.status.events import Events
 from app.status.log import Log
-from app.status.metrics import MetricsFolderError, metrics_folder
+from app.status.metrics_folder import MetricsFolderError, metrics_folder
 from app.supervisor import Supervisor, SupervisorError
 
 

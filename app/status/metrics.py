@@ -6,13 +6,10 @@ has the folder can answer a scrape; what lies in the database is asked at the sc
 """
 
 import asyncio
-import os
-import shutil
-import tempfile
 from bisect import bisect_left
 from collections import Counter as Numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +17,14 @@ import msgspec
 
 from app.status import events
 from app.status.events import Event
+from app.status.metrics_folder import inherited_folder
 from app.status.record import Activity
 
 FLUSH_SECONDS = 1.0
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the histograms."""
 
-_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-
 Labels = tuple[str, ...]
-
-
-class MetricsFolderError(Exception):
-    """There is no place for the metrics. The message says what to do."""
-
-
-@contextmanager
-def metrics_folder() -> Iterator[Path]:
-    """A folder for the metrics of this process and of those it starts. Enter before anything imports the client.
-
-    Raises MetricsFolderError.
-    """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="clerk-feed-metrics-"))
-    except OSError as error:
-        raise MetricsFolderError(
-            f"The metrics need a folder for temporary files, and none can be written to ({error.strerror})."
-            " Where the root filesystem is read-only, mount a tmpfs on /tmp; TMPDIR names another place."
-        ) from None
-    before = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = str(folder)
-    try:
-        yield folder
-    finally:
-        if before is None:
-            del os.environ[_VARIABLE]
-        else:
-            os.environ[_VARIABLE] = before
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def inherited_folder() -> Path:
-    """The folder that the process which started this one has made."""
-    return Path(os.environ[_VARIABLE])
 
 
 class _Durations:
@@ -208,8 +170,7 @@ class _Files:
         # Not at the top: the client decides when it is imported whether it keeps its numbers in files.
         from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415
 
-        if _VARIABLE not in os.environ:
-            raise RuntimeError("metrics_folder() comes before Metrics")
+        inherited_folder()  # where the client's files go by themselves
         self._counters = {
             name: Counter(f"clerk_feed_{name}", text, labels, registry=None)
             for name, (text, labels) in _COUNTERS.items()
