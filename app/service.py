@@ -35,11 +35,11 @@ from app.protocol.feeds import FEEDS, SINGLE_FILE, FeedName
 from app.protocol.problems import BODY_UNEXPECTED, INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
 from app.response import CutOffError
 from app.settings import Settings
-from app.status import record, requests
+from app.status import requests
 from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Events, Failed, Refused
 from app.status.metrics import Metrics
 from app.status.pages import Pages, Readiness
-from app.status.record import Activity, Record
+from app.status.record import Activity, Record, connection_for_record
 from app.upkeep import Upkeep, worries
 
 _SWEEP_SECONDS = 600.0
@@ -87,16 +87,16 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             connections, in_use, waiting = pool.usage()
             return Activity(len(tokens), connections, in_use, waiting, tokens.known_total, endpoint.streams())
 
-        recorder = Record(__version__, activity)
+        recorder = Record(__version__, activity, lambda: connection_for_record(dsn))
         happened.add(recorder)
-        stack.push_async_callback(recorder.close, pool)
+        stack.push_async_callback(recorder.close)
         if measure:
             metrics = Metrics(activity)
             happened.add(metrics)
             stack.callback(metrics.flush)
             stack.push_async_callback(_cancelled, asyncio.create_task(metrics.run()))
-        stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run(pool)))
-        stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(pool, bookmarks, happened)))
+        stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run()))
+        stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(bookmarks, happened)))
 
         def direct() -> Awaitable[Any]:
             return connection_for_refresh(dsn)
@@ -306,9 +306,8 @@ async def connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
             raise StartError(f"PostgreSQL refused the connection: {error}. Check database.dsn in feed.toml.") from None
 
 
-async def _sweep(pool: Pool, bookmarks: Bookmarks, emit: Emit) -> None:
+async def _sweep(bookmarks: Bookmarks, emit: Emit) -> None:
     while True:
-        await record.sweep(pool)
         with suppress(Refusal, asyncpg.PostgresError):
             count = await bookmarks.sweep()
             if count:

@@ -454,11 +454,29 @@ def test_no_process_is_trouble() -> None:
 KINDS = ["refused", "cut off", "resumed", "source failed", "state failed", "changed", "counted", "no modified_at"]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "pool exhausted", "defect", "something new"])
+KINDS += ["deletions failed", "deletions refused", "pool exhausted", "defect"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "something new"])
 def test_everything_that_happens_has_words(kind: str) -> None:
     [told] = judged(occurrences=[happened(kind, "busy" if kind == "refused" else "x")]).happened
     assert told.title
     assert told.cure or kind == "something new"
+
+
+@pytest.mark.parametrize("kind", ["ids repeated", "ids missing"])
+def test_rows_that_their_ids_keep_out_are_among_the_items_left_out(kind: str) -> None:
+    page = judged(occurrences=[happened(kind, "", detail="3 rows of shop.products")])
+    [told] = page.invalid
+    assert told.cause == "3 rows of shop.products."
+    assert told.cure
+    assert page.happened == ()
+
+
+def test_deletions_that_can_not_be_sent_are_trouble_while_any_wait() -> None:
+    failed = happened("deletions failed", "", ago=5)
+    assert len(judged(walk(), occurrences=[failed], rendered=[rendered()]).troubles) == 1
+    assert judged(walk(), occurrences=[failed], rendered=[rendered(deletions_waiting=0)]).troubles == ()
 
 
 def test_a_stream_of_a_process_is_a_sync_under_way() -> None:

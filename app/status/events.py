@@ -166,6 +166,8 @@ class DeletionsPushed(Event, frozen=True):
 class DeletionsFailed(Event, frozen=True):
     """Deletions could not be sent; they are tried again later."""
 
+    level = "warning"
+
     store: str
     feed: str
     cause: str
@@ -211,6 +213,8 @@ class ItemsInvalid(Event, frozen=True):
 class IdsRepeated(Event, frozen=True):
     """Several rows of a source have the same id, which must be unique."""
 
+    level = "warning"
+
     store: str
     feed: str
     count: int
@@ -223,6 +227,8 @@ class IdsRepeated(Event, frozen=True):
 class IdsMissing(Event, frozen=True):
     """Rows of a source have no id; they are not served. Counted at the end of a full walk, up to 1000."""
 
+    level = "warning"
+
     store: str
     feed: str
     count: int
@@ -233,6 +239,8 @@ class IdsMissing(Event, frozen=True):
 
 class ItemsLarge(Event, frozen=True):
     """Items turned out so much larger than those before that their batch was given up; fewer are fetched at once."""
+
+    level = "warning"
 
     store: str
     feed: str

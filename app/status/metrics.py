@@ -70,6 +70,13 @@ class Metrics:
             events.TokenVerified: lambda e: self._verify(e.store, "good" if e.good else "rejected", e.seconds),
             events.ClerkUnreachable: lambda e: self._verify(e.store, "unreachable", e.seconds),
             events.PoolExhausted: lambda e: self._count("pool_exhausted"),
+            events.IdsRepeated: lambda e: self._count("repeated_ids", e.store, e.feed, by=e.count),
+            events.IdsMissing: lambda e: self._count("missing_ids", e.store, e.feed, by=e.count),
+            events.Refreshed: lambda e: self._count("refreshes", e.store, e.feed, "done"),
+            events.RefreshHeldBack: lambda e: self._count("refreshes", e.store, e.feed, "held back"),
+            events.RefreshFailed: lambda e: self._count("refreshes", e.store, e.feed, "failed"),
+            events.DeletionsPushed: self._deleted,
+            events.DeletionsFailed: lambda e: self._count("deletion_calls_failed", e.store, e.feed),
             events.SourceFailed: lambda e: self._count("source_failed", e.store, e.feed),
             events.Failed: lambda e: self._count("defects"),
             events.LinesDropped: lambda e: self._count("log_lines_dropped", by=e.count),
@@ -121,6 +128,10 @@ class Metrics:
         self._count("requests", event.store, event.feed, str(event.status))
         self._count("refusals", event.store, event.feed, str(event.status), event.code)
 
+    def _deleted(self, event: events.DeletionsPushed) -> None:
+        self._count("deletions", event.store, event.feed, "deleted", by=event.deleted)
+        self._count("deletions", event.store, event.feed, "refused", by=event.refused)
+
     def _count(self, name: str, *labels: str, by: int = 1) -> None:
         self._numbers[name, labels] += by
 
@@ -143,6 +154,11 @@ _COUNTERS: Mapping[str, tuple[str, Labels]] = {
     "resumed": ("Readings that went on after the database had gone away.", _FEED),
     "offsets_counted": ("Pages at an offset no walk has reached, found by counting rows.", _FEED),
     "walks": ("Walks that came to their end.", (*_FEED, "kind", "outcome")),
+    "repeated_ids": ("Ids that several rows of a source have; again with every walk.", _FEED),
+    "missing_ids": ("Rows of a source without an id; again with every walk.", _FEED),
+    "refreshes": ("Refreshes of rendered feeds.", (*_FEED, "outcome")),
+    "deletions": ("Items deleted at Clerk, or refused by it.", (*_FEED, "outcome")),
+    "deletion_calls_failed": ("Times that deletions could not be sent to Clerk.", _FEED),
     "refusals": ("Requests answered with a problem, by its code.", (*_FEED, "status", "code")),
     "source_failed": ("Statements on a source that PostgreSQL refused.", _FEED),
     "known_tokens": ("Requests whose token was known, so that Clerk was not asked.", ()),

@@ -1,7 +1,8 @@
 """The record: what the status page shows that no walk tells, right with any number of processes and replicas.
 
-Each process adds up what happens and writes it into `clerk_feed` every few seconds: nothing of a request waits for it.
-What can't be written stays for the next time; how much that may be is bounded by the kinds of things that happen.
+Each process adds up what happens and writes it into `clerk_feed` every few seconds, on a connection of its own: nothing
+of a request waits for it, and it takes none of theirs. What can't be written stays for the next time; how much that may
+be is bounded by the kinds of things that happen.
 """
 
 import asyncio
@@ -9,21 +10,25 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import asyncpg
 import msgspec
 
-from app.catalog.pool import LOST, Pool
-from app.protocol.problems import Refusal
+from app.catalog.pool import LOST
 from app.status import events
 from app.status.events import Event
 
 WRITE_SECONDS = 3.0
 SILENT_SECONDS = 15.0
 """A process that has not written for so long is taken for gone."""
+
+_STATEMENT_SECONDS = 10.0
+_CLOSE_SECONDS = 2.0
+_SWEEP_EVERY = 200
+"""In writings, about ten minutes."""
 
 _KEPT_DAYS = 7
 _MOST_KINDS = 10_000
@@ -66,9 +71,11 @@ _Key = tuple[str, str, str, str]
 class Record:
     """Reads events, and writes what they add up to."""
 
-    def __init__(self, version: str, activity: Callable[[], Activity]) -> None:
+    def __init__(self, version: str, activity: Callable[[], Activity], connect: Callable[[], Awaitable[Any]]) -> None:
         self._version = version
         self._activity = activity
+        self._connect = connect
+        self._connection: Any = None
         self._id = secrets.token_hex(8)
         self._started = time.time()
         self._happened: dict[_Key, _Occurrence] = {}
@@ -76,6 +83,10 @@ class Record:
             events.Refused: lambda e: self._add("refused", e.store, e.feed, e.code, e.detail),
             events.CutOff: lambda e: self._add("cut off", e.store, e.feed, e.cause, _after(e.items)),
             events.ItemsInvalid: self._invalid,
+            events.IdsRepeated: lambda e: self._add("ids repeated", e.store, e.feed, "", _examples(e)),
+            events.IdsMissing: lambda e: self._add("ids missing", e.store, e.feed, "", _rows(e)),
+            events.DeletionsFailed: lambda e: self._add("deletions failed", e.store, e.feed, "", e.cause),
+            events.DeletionsPushed: self._pushed,
             events.TokenVerified: lambda e: self._add(
                 "verified", e.store, "", "good" if e.good else "rejected", "", seconds=e.seconds
             ),
@@ -99,21 +110,47 @@ class Record:
         if reader is not None:
             reader(event)
 
-    async def run(self, pool: Pool) -> None:
+    async def run(self) -> None:
         """Write every few seconds, until cancelled."""
         while True:
-            await self.write(pool)
-            await asyncio.sleep(WRITE_SECONDS)
+            for _ in range(_SWEEP_EVERY):
+                await self.write()
+                await asyncio.sleep(WRITE_SECONDS)
+            await self.sweep()
 
-    async def write(self, pool: Pool) -> None:
+    async def write(self) -> None:
         """Write what has added up, and that this process is there. What can't be written waits for the next time."""
         happened, self._happened = self._happened, {}
-        try:
-            async with pool.connection() as connection:
-                await self._write(connection, happened)
-        except (Refusal, asyncpg.PostgresError, *LOST):
+        if not await self._does(lambda connection: self._write(connection, happened)):
             for key, occurrence in happened.items():
                 self._merge(key, occurrence)
+
+    async def sweep(self) -> None:
+        """Delete what is too old to be shown."""
+        await self._does(lambda connection: connection.execute(_SWEEP))
+
+    async def close(self) -> None:
+        """Write what is left, and that this process is gone; not for long, where the database does not answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self.write()
+                gone = "delete from clerk_feed.process where id = $1"
+                await self._does(lambda connection: connection.execute(gone, self._id))
+        if self._connection is not None:
+            self._connection.terminate()
+
+    async def _does(self, work: Callable[[Any], Awaitable[object]]) -> bool:
+        """Whether some work could be done."""
+        try:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await self._connect()
+            await work(self._connection)
+        except (asyncpg.PostgresError, *LOST):
+            if self._connection is not None:
+                self._connection.terminate()
+                self._connection = None
+            return False
+        return True
 
     async def _write(self, connection: Any, happened: dict[_Key, _Occurrence]) -> None:
         now = self._activity()
@@ -135,21 +172,18 @@ class Record:
             rows = [(*key, o.count, o.seconds, o.last, o.detail) for key, o in sorted(happened.items())]
             await connection.execute(_OCCURRENCE, *map(list, zip(*rows, strict=True)))
 
-    async def close(self, pool: Pool) -> None:
-        """Write what is left, and that this process is gone."""
-        await self.write(pool)
-        with suppress(Refusal, asyncpg.PostgresError, *LOST):
-            async with pool.connection() as connection:
-                await connection.execute("delete from clerk_feed.process where id = $1", self._id)
-
     def _invalid(self, event: events.ItemsInvalid) -> None:
         for id, missing in event.items:
             for attribute in missing:
                 self._add("invalid", event.store, event.feed, attribute, f"id {str(id)[:100]}")
 
+    def _pushed(self, event: events.DeletionsPushed) -> None:
+        if event.refused:
+            self._add("deletions refused", event.store, event.feed, "", f"{event.refused} ids at once")
+
     def _add(self, kind: str, store: str, feed: str, code: str, detail: str, *, seconds: float = 0.0) -> None:
-        new = _Occurrence(1, seconds, time.time(), detail.replace("\0", "")[:_MOST_DETAIL])
-        self._merge((kind, store, feed, code.replace("\0", "")[:100]), new)
+        new = _Occurrence(1, seconds, time.time(), _storable(detail, _MOST_DETAIL))
+        self._merge((kind, store, feed, _storable(code, 100)), new)
 
     def _merge(self, key: _Key, new: _Occurrence) -> None:
         known = self._happened.get(key)
@@ -163,15 +197,36 @@ class Record:
             known.last, known.detail = new.last, new.detail
 
 
-async def sweep(pool: Pool) -> None:
-    """Delete what is too old to be shown."""
-    with suppress(Refusal, asyncpg.PostgresError, *LOST):
-        async with pool.connection() as connection:
-            await connection.execute(_SWEEP)
+async def connection_for_record(dsn: str) -> Any:
+    """A connection for the record. Raises what asyncpg raises."""
+    settings = {"application_name": "clerk-feed record", "timezone": "UTC"}
+    return await asyncpg.connect(
+        dsn,
+        timeout=_STATEMENT_SECONDS,
+        command_timeout=_STATEMENT_SECONDS,
+        statement_cache_size=0,
+        server_settings=settings,
+    )
+
+
+def _storable(text: str, most: int) -> str:
+    """A text as PostgreSQL takes it: without NUL and halves of surrogates."""
+    return text[:most].replace("\0", "").encode(errors="replace").decode()
 
 
 def _after(items: int) -> str:
     return f"after {items} items"
+
+
+def _examples(event: events.IdsRepeated) -> str:
+    shown = ", ".join(str(id)[:60] for id in event.examples[:5])
+    skipped = "; rows behind the edge of a page were not sent" if event.skipped else ""
+    return f"{event.count} ids of a page, such as {shown}{skipped}"
+
+
+def _rows(event: events.IdsMissing) -> str:
+    example = f", such as the one with {event.example[:100]}" if event.example else ""
+    return f"{event.count} rows of {event.relation}{example}"
 
 
 def _where(after: str | None) -> str:

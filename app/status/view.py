@@ -166,7 +166,7 @@ def overview(stores: Iterable[str], facts: Facts) -> Overview:
         troubles=tuple(troubles),
         stores=read,
         unread=unread,
-        happened=tuple(_happened(o) for o in facts.occurrences if o.kind not in ("verified", "invalid")),
+        happened=tuple(_happened(o) for o in facts.occurrences if o.kind not in _ELSEWHERE),
         invalid=_invalid(facts),
         verify=tuple(
             Verify(o.code, o.count, o.seconds / max(o.count, 1), o.last, f"{o.store}: {o.detail}" if o.detail else "")
@@ -196,9 +196,7 @@ def detail(store: str, name: str, facts: Facts) -> Detail:
         feed=feed,
         plots=tuple(_plots(feed.past)),
         happened=tuple(
-            _happened(o)
-            for o in facts.occurrences
-            if o.kind not in ("verified", "invalid") and (o.store, o.feed) == (store, name)
+            _happened(o) for o in facts.occurrences if o.kind not in _ELSEWHERE and (o.store, o.feed) == (store, name)
         ),
         invalid=tuple(t for t in _invalid(facts) if t.where == f"{store}/{name}"),
     )
@@ -345,7 +343,9 @@ def _troubles(
     # A page that was served since means that it is over.
     since = max((walk.last_page for walk in walks), default=0.0)
     for occurrence in occurrences:
-        if occurrence.last > since and _fails_a_sync(occurrence) and _is_recent(occurrence, now):
+        fails = occurrence.last > since and _fails_a_sync(occurrence)
+        waits = occurrence.kind == "deletions failed" and rendered is not None and rendered.deletions_waiting > 0
+        if (fails or waits) and _is_recent(occurrence, now):
             yield _happened(occurrence)
 
 
@@ -423,6 +423,16 @@ _KINDS: Mapping[str, tuple[Mood, str, str]] = {
         "Changes were asked of a source without modified_at",
         "Everything was served. Give the view a modified_at, or render the feed, and syncs become small.",
     ),
+    "deletions failed": (
+        "warn",
+        "Deletions could not be sent to Clerk",
+        "They are tried again by themselves. If it lasts, check private_key of the store and the way to api.clerk.io.",
+    ),
+    "deletions refused": (
+        "warn",
+        "Clerk refused to delete items",
+        "clerk-feed deletions list shows which, and why.",
+    ),
     "pool exhausted": ("warn", _PROBLEMS["busy"].title, _PROBLEMS["busy"].fix),
     "defect": (
         "bad",
@@ -430,6 +440,17 @@ _KINDS: Mapping[str, tuple[Mood, str, str]] = {
         "The log has it, with its traceback. It is worth a report.",
     ),
 }
+
+_IDS: Mapping[str, tuple[str, str]] = {
+    "ids repeated": (
+        "Several rows have the same id",
+        "Ids must be unique: Clerk keeps one of the rows. Group them in the view, or mend the join that repeats them.",
+    ),
+    "ids missing": ("Rows without an id are not served", "Give them one in the view, or leave them out there."),
+}
+
+_ELSEWHERE = {"verified", "invalid", *_IDS}
+"""Kinds that have a place of their own on the page."""
 
 _CUTS: Mapping[str, tuple[str, str]] = {
     "the client left": (
@@ -490,6 +511,9 @@ def _invalid(facts: Facts) -> tuple[Trouble, ...]:
             found.append(
                 Trouble("warn", f"{o.code} is missing", f"{o.store}/{o.feed}", cause, "", count=o.count, last=o.last)
             )
+        elif o.kind in _IDS:
+            title, cure = _IDS[o.kind]
+            found.append(Trouble("warn", title, f"{o.store}/{o.feed}", f"{o.detail}.", cure, last=o.last))
     return tuple(found)
 
 
