@@ -62,6 +62,32 @@ def events_time(said: dict[str, Any]) -> float:
     return datetime.fromisoformat(said["time"]).timestamp()
 
 
+class Pieces(io.StringIO):
+    """A stream that remembers what was written at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.pieces.append(text)
+        return len(text)
+
+
+def test_lines_go_into_a_pipe_whole_however_many_processes_share_it() -> None:
+    stream = Pieces()
+    log = Log(stream, human=False)
+    for number in range(200):
+        log(events.Logged(logger="x", message="æ" * number))
+    log(events.Logged(logger="x", message="long" * 2000))
+    log.close()
+    assert len(stream.pieces) < 150
+    assert all(piece.endswith("\n") for piece in stream.pieces)
+    assert all(len(piece.encode()) <= 4096 for piece in stream.pieces[:-1])
+    lines = [json.loads(line) for piece in stream.pieces for line in piece.splitlines()]
+    assert [line["message"] for line in lines] == ["æ" * number for number in range(200)] + ["long" * 2000]
+
+
 def test_a_line_for_people_is_a_sentence() -> None:
     requests.begin("8f1c-CPH")
     [line] = written(SERVED, human=True)

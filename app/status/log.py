@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -22,6 +22,8 @@ from app.status.events import Event
 
 _LINES_WAITING = 10_000
 _LINES_AT_ONCE = 500
+_PIPE_BYTES = 4096
+"""Linux writes so many bytes into a pipe without those of another process between them (PIPE_BUF)."""
 _PAUSE_SECONDS = 0.02
 """What happens in so short a time is written at once: waking a thread costs more than rendering a line."""
 
@@ -84,8 +86,9 @@ class Log:
             dropped, self._dropped = self._dropped, 0
             self._render(time.time(), None, events.LinesDropped(count=dropped))
         with suppress(OSError, ValueError):
-            self._stream.write(self._lines.take())
-            self._stream.flush()
+            for piece in self._lines.take():
+                self._stream.write(piece)
+                self._stream.flush()
 
     def _render(self, moment: float, request: str | None, event: Event) -> None:
         getattr(self._logger, event.level)(type(event).__name__, it=event, moment=moment, request=request)
@@ -102,9 +105,19 @@ class _Lines:
 
     info = warning = error = msg
 
-    def take(self) -> str:
+    def take(self) -> Iterator[str]:
+        """The lines, in pieces that go into a pipe as one: several processes write into it."""
         lines, self._lines = self._lines, []
-        return "".join(f"{line}\n" for line in lines)
+        piece, size = "", 0
+        for line in lines:
+            length = len(line.encode(errors="replace")) + 1
+            if size + length > _PIPE_BYTES and piece:
+                yield piece
+                piece, size = "", 0
+            piece += f"{line}\n"
+            size += length
+        if piece:
+            yield piece
 
 
 class ForeignLines(logging.Handler):
