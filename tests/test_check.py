@@ -538,6 +538,22 @@ def test_a_key_that_no_index_can_serve_is_told_to_be_rendered(schema: Schema) ->
     assert {"index-full", "index-incremental"} <= set(schema.found())
 
 
+def test_a_partitioned_table_gets_its_index_as_a_whole(schema: Schema) -> None:
+    schema.execute(
+        CUSTOMERS.split(";", maxsplit=1)[0].replace("id text primary key", "id int") + " partition by range (id)"
+    )
+    for number in range(3):
+        schema.execute(
+            f"create table {{s}}.part{number} partition of {{s}}.customers"
+            f" for values from ({number}000) to ({number + 1}000)"
+        )
+    schema.execute("insert into {s}.customers select n, 'x' from generate_series(0, 2999) as n")
+    finding = schema.found()["index-full"]
+    assert finding["cure"].startswith(f"Run: create index on {schema.name}.customers (id); Or set rendered")
+    run_cure(schema, finding["cure"])
+    assert "index-full" not in schema.found()
+
+
 def test_an_empty_and_never_analysed_table_raises_no_false_alarm_about_its_indexes(schema: Schema) -> None:
     schema.execute(PRODUCTS)
     assert list(schema.found()) == ["empty"]
@@ -661,7 +677,8 @@ def test_a_view_that_fails_at_one_row_is_told_with_what_postgresql_says(shop: Sc
 def test_json_that_strict_readers_refuse_is_told(shop: Schema) -> None:
     shop.execute("alter table {s}.products add note json")
     shop.execute(r"""update {s}.products set note = '"\ud83d"' where id = 3""")
-    assert shop.found("--scan")["item-unreadable"]["examples"] == ["id 3"]
+    finding = shop.found("--scan")["item-unreadable"]
+    assert (finding["attribute"], finding["examples"]) == ("note", ["id 3"])
 
 
 def test_orders_with_unknown_products_are_told(whole_shop: Schema) -> None:

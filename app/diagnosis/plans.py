@@ -37,11 +37,11 @@ async def plan_findings(connection: Any, source: Source, rows: int) -> list[Find
     make = warning if rows > _PAGE_ITEMS else note
     key = _FIRST_KEYS.get(source.key.family, "a")
     full = await _plan(connection, source, Position(key))
-    found = _sorted("full", source, full, make)
+    found = await _sorted(connection, "full", source, full, make)
     plans = [full]
     if source.has_modified_at:
         dated = await _plan(connection, source, Position(key, "2020-01-01"), since=0.0)
-        found += _sorted("incremental", source, dated, make)
+        found += await _sorted(connection, "incremental", source, dated, make)
         plans.append(dated)
     return found + await _joined(connection, source, plans)
 
@@ -67,13 +67,15 @@ def _decoded(text: Any) -> Any:
     return orjson.loads(text if isinstance(text, str) else bytes(text))
 
 
-def _sorted(kind: str, source: Source, plan: Node, make: Callable[..., Finding]) -> list[Finding]:
+async def _sorted(
+    connection: Any, kind: str, source: Source, plan: Node, make: Callable[..., Finding]
+) -> list[Finding]:
     """The finding that every page of a walk sorts all rows."""
     sort = next((node for node in _main_path(plan) if node["Node Type"] in ("Sort", "Incremental Sort")), None)
     if sort is None:
         return []
     columns = "id" if kind == "full" else "(modified_at, id)"
-    index = _index_for(sort)
+    index = _index_for(sort) or await _index_for_partitions(connection, sort)
     rendered = f"rendered = true for [stores.{source.store}.feeds.{source.feed}]"
     return [
         make(
@@ -81,8 +83,8 @@ def _sorted(kind: str, source: Source, plan: Node, make: Callable[..., Finding])
             f"No index serves {kind} walks: every page of {source.relation} sorts all rows by {columns}.",
             f"Run: {index} Or set {rendered}."
             if index
-            else f"{columns} is computed in the view, so no index can serve it: pass columns of one table straight"
-            f" through and index them, or set {rendered}.",
+            else f"{columns} is computed, or put together of several tables, and no index can serve that: pass columns"
+            f" of one table straight through and index them, or set {rendered}.",
         )
     ]
 
@@ -117,6 +119,29 @@ def _index_for(sort: Node) -> str | None:
         return None
     expressions = [_REFERENCE.sub("", key) if not _COLUMN.match(key) else _COLUMN.sub(r"\2", key) for key in keys]
     return _create_index(table, expressions)
+
+
+async def _index_for_partitions(connection: Any, sort: Node) -> str | None:
+    """The CREATE INDEX on a partitioned table, where all that is sorted are its partitions; else None."""
+    below = [node for node, _ in _everything(sort) if "Relation Name" in node]
+    keys = [_COLUMN.match(re.sub(r" (DESC|NULLS (FIRST|LAST))", "", key)) for key in sort["Sort Key"]]
+    roots = await connection.fetch(
+        _ROOTS, [node["Schema"] for node in below], [node["Relation Name"] for node in below]
+    )
+    if len(roots) != 1 or roots[0]["name"] is None or not all(keys):
+        return None
+    columns = ", ".join(key[2] for key in keys if key)
+    return f"create index on {identifier(roots[0]['schema'])}.{identifier(roots[0]['name'])} ({columns});"
+
+
+_ROOTS = """
+select distinct n.nspname::text as schema, r.relname::text as name
+from unnest($1::text[], $2::text[]) as part (schema, name)
+join pg_namespace as pn on pn.nspname = part.schema
+join pg_class as p on p.relnamespace = pn.oid and p.relname = part.name
+left join pg_class as r on r.oid = pg_partition_root(p.oid)
+left join pg_namespace as n on n.oid = r.relnamespace
+"""
 
 
 def _create_index(table: Node, expressions: list[str]) -> str:

@@ -67,7 +67,7 @@ class Scan:
         seen, inspection = Seen(), Inspection(feed, time.time())
         references = self._references(feed) if self._whole else []
         tree = CategoryTree() if feed == "categories" and self._whole else None
-        unreadable: list[str] = []
+        unreadable: dict[str, list[str]] = {}
         started = time.perf_counter()
         try:
             limit = None if self._whole else SAMPLE_ITEMS
@@ -98,8 +98,7 @@ class Scan:
             what = f"Looking up the ids that {feed} name failed ({type(fault).__name__}: {fault})."
             seen.findings.append(warning("references-unknown", what, "Run the check again when the database is calm."))
         seen.seconds = time.perf_counter() - started
-        if unreadable:
-            seen.findings.append(_unreadable(unreadable))
+        seen.findings += [_unreadable(attribute, ids) for attribute, ids in unreadable.items()]
         # A column of such a name is a finding already.
         seen.findings += [finding for finding in inspection.findings() if finding.code != "item-name"]
         seen.findings += tree.findings() if tree is not None else []
@@ -141,7 +140,7 @@ class Scan:
             await reference.ask(connection)
 
 
-def _decoded(source: Source, items: list[Any], body: bytes, unreadable: list[str]) -> list[dict[str, Any]]:
+def _decoded(source: Source, items: list[Any], body: bytes, unreadable: dict[str, list[str]]) -> list[dict[str, Any]]:
     """The items as a client decodes them from `body`."""
     try:
         found: list[dict[str, Any]] = orjson.loads(body)
@@ -152,16 +151,27 @@ def _decoded(source: Source, items: list[Any], body: bytes, unreadable: list[str
             try:
                 found += orjson.loads(b"[" + source.encoder.encode([item], "json") + b"]")
             except orjson.JSONDecodeError:
-                unreadable.append(str(item.a0))
+                for attribute in _unreadable_in(source, item):
+                    unreadable.setdefault(attribute, []).append(str(item.a0))
     return found
 
 
-def _unreadable(ids: list[str]) -> Finding:
+def _unreadable_in(source: Source, item: Any) -> Iterator[str]:
+    """The attributes of an item that can't be decoded."""
+    for number, attribute in enumerate(source.attributes):
+        try:
+            orjson.loads(msgspec.json.encode(getattr(item, f"a{number}")))
+        except orjson.JSONDecodeError:
+            yield attribute
+
+
+def _unreadable(attribute: str, ids: list[str]) -> Finding:
     return error(
         "item-unreadable",
-        "Some items hold json that strict readers refuse: half of a surrogate pair, such as \\ud83d, or nesting beyond"
-        " measure. A page with one of them may fail as a whole.",
-        "Mend the json in these rows; as jsonb, PostgreSQL refuses it when it is written.",
+        f"{attribute} holds what strict readers of JSON refuse: half of a surrogate pair such as \\ud83d, a number"
+        " beyond measure, or nesting. A page with such an item may fail as a whole.",
+        "Mend the value in these rows; PostgreSQL itself refuses halves of pairs in jsonb.",
+        attribute=attribute,
         count=len(ids),
         examples=[f"id {id}" for id in ids[:3]],
     )
