@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long bench load soak dist size check fmt
+.PHONY: demo test test-long bench load soak eager attack dist size check fmt
 
 demo: $(VENV)/installed-demo
 	@$(BIN)/clerk-feed demo $(if $(EXIT),--exit)
@@ -29,6 +29,15 @@ soak: $(VENV)/installed
 load: $(VENV)/installed
 	@$(BIN)/python -m loadtests.load $(or $(PROFILE),nightly) $(if $(ITEMS),--items $(ITEMS)) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PICTURE),--picture $(PICTURE))
+
+# Importers at their most eager against default settings: good ones must be refused nothing. ITEMS=10000 for a quick look.
+eager: $(VENV)/installed
+	@$(BIN)/python -m loadtests.eager $(if $(ITEMS),--items $(ITEMS)) $(if $(STORES),--stores $(STORES))
+
+# How many attack requests a second are held while an importer keeps its pace; and what the gate costs a request.
+attack: $(VENV)/installed
+	@$(BIN)/python -m loadtests.gate
+	@$(BIN)/python -m loadtests.attack
 
 # A wheel and an sdist in dist/. The wheel is built from the sdist, so that one can be built from the other.
 dist: $(VENV)/installed

@@ -68,8 +68,19 @@ def clerk_feed(
     `stores` are public keys by name, `of_store` a line of each store's settings. Unless `paced`, the pace of one store,
     made for shops, is lifted: it must not be what is measured.
     """
+    text = _settings(dsn, verify_url, stores or {"bench": PUBLIC_KEY}, paced, of_store)
+    with serving(text, folder) as target:
+        yield target
+
+
+@contextmanager
+def serving(settings: str, folder: Path) -> Iterator[Target]:
+    """`clerk-feed serve` on a feed.toml; without a [server] of its own it listens on free ports."""
+    if "[server]" not in settings:
+        settings = f'[server]\nbind = ["127.0.0.1:0"]\nadmin_bind = "127.0.0.1:0"\n{settings}'
+    folder.mkdir(parents=True, exist_ok=True)
     config = folder / "feed.toml"
-    config.write_text(_settings(dsn, verify_url, stores or {"bench": PUBLIC_KEY}, paced, of_store), encoding="utf-8")
+    config.write_text(settings, encoding="utf-8")
     command = [sys.executable, "-m", "app", "serve", "--config", str(config)]
     with _running(command, folder / "serve.log", r"^  feeds   (http://\S+)$", '"event":"Started"') as target:
         yield target
