@@ -33,7 +33,7 @@ PAGE = "products?limit=25&offset=0"
 
 
 class Besieged:
-    """A service with default settings but for token_cache, and a large store `victim` beside the small one of a well-behaved importer."""
+    """A service with default settings but for token_cache: a large store `victim`, and one whose importer is good."""
 
     def __init__(self, service: Running, clerk: FakeClerk, database: Database) -> None:
         self.service = service

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+import msgspec
 from starlette.requests import Request
 
 from app.access import basic
@@ -44,53 +45,74 @@ class Gate:
         store = self._stores.get(name)
         if store is None:
             raise Refusal(STORE_UNKNOWN, f"There is no store {name[:63]!r} here.")
-        if self._is_proven(request, store):
-            await self._check(request, store, client)
+        given = _Given.of(request)
+        if self._is_proven(given, store):
+            if not self._tokens.is_known(store, given.token()):
+                await self._check(given, store, client)
         else:
             async with self._refusals.turn(store, client):
-                await self._check(request, store, client)
+                await self._check(given, store, client)
         await self._pace.take(store)
         async with self._places.one(store):
             yield store
 
-    def _is_proven(self, request: Request, store: Store) -> bool:
+    def _is_proven(self, given: "_Given", store: Store) -> bool:
         """Whether the request carries a token that Clerk has vouched for before, and the credentials besides.
 
         The token alone is not enough: who has stolen one must not guess the password as often as he likes.
         """
-        header = request.headers.get("x-clerk-authorization")
-        if header is None or not store.token_auth:
+        if given.clerk is None or not store.token_auth:
             return False
         try:
-            if not self._tokens.remembers(store, bearer(header)):
+            if not self._tokens.remembers(store, given.token()):
                 return False
             if store.basic:
-                basic.check(request.headers.get("authorization"), store.basic)
+                basic.check(given.authorization, store.basic)
         except Refusal:
             return False
         return True
 
-    async def _check(self, request: Request, store: Store, client: Client) -> None:
+    async def _check(self, given: "_Given", store: Store, client: Client) -> None:
         try:
             if store.basic:
-                basic.check(request.headers.get("authorization"), store.basic)
+                basic.check(given.authorization, store.basic)
             if store.token_auth:
-                await self._tokens.check(store, bearer(request.headers.get("x-clerk-authorization")))
+                await self._tokens.check(store, given.token())
         except Refusal as refusal:
-            if refusal.problem in _COUNTED and not _is_first_challenge(refusal, request, store):
+            if refusal.problem in _COUNTED and not _is_first_challenge(refusal, given, store):
                 self._refusals.count(store, client)
             raise
 
 
-def _is_first_challenge(refusal: Refusal, request: Request, store: Store) -> bool:
+class _Given(msgspec.Struct):
+    """What a request brings to be let in: its headers of that kind, each the first of its name."""
+
+    clerk: str | None = None
+    authorization: str | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> "_Given":
+        given = cls()
+        for name, value in request.scope["headers"]:
+            if name == b"x-clerk-authorization" and given.clerk is None:
+                given.clerk = value.decode("latin-1")
+            elif name == b"authorization" and given.authorization is None:
+                given.authorization = value.decode("latin-1")
+        return given
+
+    def token(self) -> str:
+        """Raises Refusal where there is none."""
+        return bearer(self.clerk)
+
+
+def _is_first_challenge(refusal: Refusal, given: _Given, store: Store) -> bool:
     """A client that knows nothing of Basic yet asks once without: the challenge tells it.
 
     Clerk's importer sends its token even then.
     """
-    headers = request.headers
-    if refusal.problem is not BASIC_REQUIRED or "authorization" in headers:
+    if refusal.problem is not BASIC_REQUIRED or given.authorization is not None:
         return False
-    return not store.token_auth or "x-clerk-authorization" in headers
+    return not store.token_auth or given.clerk is not None
 
 
 def require_http_1(request: Request) -> None:

@@ -157,7 +157,7 @@ def bearer(header: str | None) -> str:
         raise Refusal(TOKEN_MISSING, "The request carries no header X-Clerk-Authorization.", headers=_CHALLENGE)
     scheme, _, token = header.strip().partition(" ")
     token = token.strip()
-    if scheme.lower() != "bearer" or not token or any(c.isspace() for c in token):
+    if scheme.lower() != "bearer" or len(token.split()) != 1:
         raise Refusal(TOKEN_MALFORMED, "X-Clerk-Authorization arrived, but not as 'Bearer TOKEN'.", headers=_CHALLENGE)
     if len(token) > MAX_TOKEN_BYTES or not token.isascii() or not token.isprintable():
         raise Refusal(
