@@ -56,9 +56,12 @@ class ClerkApi:
     """A client of Clerk's API, with connections kept open. Proxy settings of the environment apply."""
 
     def __init__(self, verify_url: str, timeout_seconds: float) -> None:
-        self._verify_url = verify_url
+        url = httpx.URL(verify_url)
+        # httpx logs the URL it asks: a user name and password in it go as a header instead.
+        self._verify_url = url.copy_with(userinfo=b"")
         self._timeout_seconds = timeout_seconds
         self._client = httpx.AsyncClient(
+            auth=(url.username, url.password) if url.userinfo else None,
             timeout=timeout_seconds,
             follow_redirects=False,
             verify=ssl.create_default_context(),
