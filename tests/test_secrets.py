@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import logging
 import os
 import re
 import signal
@@ -19,8 +20,9 @@ from urllib.parse import quote, urlsplit
 import pytest
 from starlette.responses import Response
 
+from app.clerk.api import ClerkApi, ClerkDeniedError, ClerkRefusedError, ClerkUnreachableError
 from tests.clerk import FakeClerk, accepted, error, rejected
-from tests.conftest import PRODUCTS, Database, Hosted, Running, base_config, eventually, start_service
+from tests.conftest import PRODUCTS, Database, Hosted, Loop, Running, base_config, eventually, start_service
 from tests.secure import Authority
 from tests.test_startup import run
 
@@ -268,6 +270,26 @@ def test_probe_shows_no_password_of_its_url(hosted: Hosted, password: str, more:
     assert ended.stdout
     for secret in ("hunter2", "t0ken-of-the", base64.b64encode(f"clerk:{password}".encode()).decode()):
         assert secret not in ended.stdout
+
+
+def test_the_private_key_of_a_deletion_is_in_no_log(
+    loop: Loop, hosted: Hosted, caplog: pytest.LogCaptureFixture
+) -> None:
+    clerk = FakeClerk()
+    url = hosted(clerk.app)
+
+    async def delete() -> None:
+        api = ClerkApi(clerk.verify_url, 5)
+        try:
+            with suppress(ClerkUnreachableError, ClerkDeniedError, ClerkRefusedError):
+                await api.delete(url, "products", [1], public_key="public", private_key="pr1vate-of-the-deletion")
+        finally:
+            await api.close()
+
+    with caplog.at_level(logging.DEBUG):
+        loop.run(delete())
+    assert "httpcore" in {record.name.partition(".")[0] for record in caplog.records}
+    assert "pr1vate-of-the-deletion" not in caplog.text
 
 
 def test_settings_that_are_refused_show_no_password_of_a_url(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ a "no"; everything else that is not a "yes" means that Clerk could not be asked.
 import asyncio
 import email.utils
 import json
+import logging
 import math
 import ssl
 import time
@@ -52,16 +53,17 @@ class Verdict(msgspec.Struct, frozen=True):
     expires: float | None = None
 
 
+# It logs the URL of every request, with private_key and with user name and password where they are in it.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
 class ClerkApi:
     """A client of Clerk's API, with connections kept open. Proxy settings of the environment apply."""
 
     def __init__(self, verify_url: str, timeout_seconds: float) -> None:
-        url = httpx.URL(verify_url)
-        # httpx logs the URL it asks: a user name and password in it go as a header instead.
-        self._verify_url = url.copy_with(userinfo=b"")
+        self._verify_url = verify_url
         self._timeout_seconds = timeout_seconds
         self._client = httpx.AsyncClient(
-            auth=(url.username, url.password) if url.userinfo else None,
             timeout=timeout_seconds,
             follow_redirects=False,
             verify=ssl.create_default_context(),
