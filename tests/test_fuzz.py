@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import Shop
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 
 fuzzing = settings(
     max_examples=EXAMPLES,
