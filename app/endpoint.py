@@ -25,6 +25,7 @@ from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Position, Reader, Span
 from app.catalog.small_pages import MOST_ROWS as SMALL_ROWS
 from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
+from app.catalog.standbys import Mark
 from app.protocol import request as protocol
 from app.protocol.coding import Coding, coded, coding_of
 from app.protocol.feeds import FEEDS, SINGLE_FILE, SINGLE_FILE_KEYS, FeedName
@@ -146,6 +147,8 @@ class Answer:
         self._since = self._changed_since()
         self._next: str | None = None
         self._left: tuple[Position, int] | None = None
+        self._walk: Mark | None = None
+        """The walk that this answer began, where standbys read it."""
         self._mark = self._begun = 0.0
         self.writes = True
         self.tally = tally or Tally()
@@ -216,7 +219,8 @@ class Answer:
         wanted, source = self._wanted, self._source
         if not wanted.offset or wanted.limit is None or wanted.limit > SMALL_ROWS or not self.writes:
             return None
-        if self._since is not None or not self._catalog.reader.is_small(source, wanted.limit):
+        reader = self._catalog.reader
+        if self._since is not None or reader.reads_standbys or not reader.is_small(source, wanted.limit):
             return None
         found = await self._catalog.small_pages.read(source, offset=wanted.offset, limit=wanted.limit)
         if found is None:
@@ -269,7 +273,12 @@ class Answer:
             _require_key(source, wanted.after)
             return Span(Position(wanted.after), from_client=True), None, False
         if not wanted.offset:
-            return Span(since=self._since), None, True
+            if self._since is None and self._catalog.reader.reads_standbys and self.writes:
+                # Before the first row is read: what was committed by now is what the walk must show.
+                whole = wanted.limit is None
+                self._walk = await self._catalog.bookmarks.begin(source, whole=whole, caller=self._caller)
+                self.tally.walk = self._walk.walk
+            return Span(since=self._since, mark=self._walk), None, True
         incremental = self._since is not None
         start = await self._catalog.bookmarks.find(source, wanted.offset, incremental=incremental)
         if start is None:
@@ -278,7 +287,9 @@ class Answer:
             self._emit(OffsetUnknown(store=source.store, feed=source.feed, offset=wanted.offset))
             return Span(since=self._since, skip=wanted.offset), None, False
         self.tally.walk = start.walk
-        span = Span(start.position, self._since) if start.position is not None else None
+        if start.position is None:
+            return None, start, True
+        span = Span(start.position, self._since, mark=start.mark if not incremental else None)
         return span, start, True
 
     async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
@@ -341,12 +352,14 @@ class Answer:
         whole = self._wanted.limit is None
         if whole or (start is None and not page.items):
             self.tally.walk = await self._catalog.bookmarks.ended_at_once(
-                source, page, incremental=incremental, whole=whole
+                source, page, incremental=incremental, whole=whole, begun=self._walk
             )
         elif start is not None and not page.items:
             await self._catalog.bookmarks.finish(source, page, incremental=incremental, start=start)
         else:
-            turned = await self._catalog.bookmarks.turn(source, page, incremental=incremental, start=start)
+            turned = await self._catalog.bookmarks.turn(
+                source, page, incremental=incremental, start=start, begun=self._walk
+            )
             self.tally.walk, bookmark = turned
             self._left = (page.reached, bookmark) if page.reached else None
 

@@ -28,6 +28,7 @@ from app.catalog.rendered import Refresher, connection_for_refresh
 from app.catalog.schema import migrate
 from app.catalog.small_pages import MOST_ROWS, SmallPages
 from app.catalog.source import Source, Sources
+from app.catalog.standbys import shows_our_schema
 from app.clerk.api import ClerkApi
 from app.clerk.deletions import Deletions
 from app.endpoint import Catalog, FeedEndpoint
@@ -81,7 +82,8 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         sources = Sources(pool, settings.database.resume_for.seconds)
         bookmarks = Bookmarks(pool, settings.database.resume_for.seconds, happened)
         tokens = Tokens(clerk, settings.access, happened)
-        endpoint = _endpoint(settings, pool, sources, bookmarks, tokens, happened, stack)
+        standbys = await _standbys(settings, happened, stack)
+        endpoint = _endpoint(settings, pool, sources, bookmarks, tokens, happened, stack, standbys)
 
         def activity() -> Activity:
             connections, in_use, waiting = pool.usage()
@@ -124,10 +126,11 @@ def _endpoint(
     tokens: Tokens,
     emit: Emit,
     stack: AsyncExitStack,
+    standbys: Pool | None,
 ) -> FeedEndpoint:
     """The feeds behind the gate."""
     resume_seconds = settings.database.resume_for.seconds
-    reader = Reader(pool, sources, settings.database, emit)
+    reader = Reader(pool, sources, settings.database, emit, standbys)
     ahead = Ahead(reader, pool, least_rows=MOST_ROWS + 1)
     stack.push_async_callback(ahead.close)
     catalog = Catalog(
@@ -304,6 +307,22 @@ async def connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
             ) from None
         except asyncpg.PostgresError as error:
             raise StartError(f"PostgreSQL refused the connection: {error}. Check database.dsn in feed.toml.") from None
+
+
+async def _standbys(settings: Settings, emit: Emit, stack: AsyncExitStack) -> Pool | None:
+    """The servers that full walks are read from, where that is not the primary. Raises StartError."""
+    dsn, seconds = settings.database.dsn, settings.database.resume_for.seconds
+    if dsn is None or not settings.database.state_dsn:
+        return None
+    pool = await connect(settings, dsn.reveal(), emit)
+    stack.push_async_callback(pool.close)
+    async with pool.connection() as connection:
+        if not await shows_our_schema(connection, seconds):
+            raise StartError(
+                f"The servers of database.dsn did not show within {seconds:g} s what was written by database.state_dsn."
+                " Both must name the same database: the primary, and standbys that follow it."
+            )
+    return pool
 
 
 async def _sweep(bookmarks: Bookmarks, emit: Emit) -> None:

@@ -385,13 +385,6 @@ def _shown(path: str, value: Any) -> str:
     return text if len(text) <= 80 else text[:80] + "…"
 
 
-NOT_YET: tuple[tuple[str, str], ...] = (
-    ("database", "state_dsn"),
-    ("database", "pgbouncer"),
-)
-"""Keys whose feature is still to come. Setting one must not look as if it worked."""
-
-
 def _complaints(settings: Settings) -> Iterator[str]:
     """What is wrong with settings whose types are right, worst first."""
     yield from _database_complaints(settings.database)
@@ -399,21 +392,11 @@ def _complaints(settings: Settings) -> Iterator[str]:
     yield from _access_complaints(settings.access)
     yield from _unreachable_complaints(settings)
     yield from _open_admin_complaints(settings)
-    yield from _not_yet(settings.database, "database", "database")
-    yield from _not_yet(settings.server, "server", "server")
-    yield from _not_yet(settings.access, "access", "access")
-    yield from _not_yet(settings.clerk, "clerk", "clerk")
     yield from _url_complaints("clerk.api_url", settings.clerk.api_url)
     if not settings.stores:
         yield "stores: none is configured; add a table [stores.<name>] with public_key"
     for store in settings.stores.values():
         yield from _store_complaints(store)
-
-
-def _not_yet(table: msgspec.Struct, kind: str, path: str) -> Iterator[str]:
-    for field in msgspec.structs.fields(table):
-        if (kind, field.name) in NOT_YET and getattr(table, field.name) != field.default:
-            yield f"{path}.{field.name}: this version can't do that yet; remove the key"
 
 
 def _too_short(path: str, duration: Duration, least: float) -> Iterator[str]:
@@ -425,6 +408,10 @@ def _too_short(path: str, duration: Duration, least: float) -> Iterator[str]:
 def _database_complaints(database: Database) -> Iterator[str]:
     if database.dsn is not None and not re.match(r"postgres(ql)?://", database.dsn.reveal()):
         yield "database.dsn: it must be a URL, postgresql://USER:PASSWORD@HOST/DATABASE"
+    if database.state_dsn and not re.match(r"postgres(ql)?://", database.state_dsn.reveal()):
+        yield "database.state_dsn: it must be a URL, postgresql://USER:PASSWORD@HOST/DATABASE"
+    if database.state_dsn and database.dsn is None:
+        yield "database.state_dsn: it names the primary of the servers of database.dsn; set dsn too"
     if not 1 <= database.pool_size <= 1000:
         yield f"database.pool_size = {database.pool_size}: it must be a whole number from 1 to 1000"
     for key in ("cursor_lease", "statement_timeout"):
@@ -571,7 +558,6 @@ def _store_complaints(store: Store) -> Iterator[str]:
     yield from _credentials_complaints(f"{path}.basic", store.basic)
     if not store.token_auth and not store.basic:
         yield f"{path}.token_auth = false: then basic must be set, or the feed would be open to everyone"
-    yield from _not_yet(store, "store", path)
     for name, feed in store.feeds.items():
         place = f"{path}.feeds.{name}"
         if feed.source and len(relation_parts(feed.source)) != 2:
@@ -585,7 +571,6 @@ def _store_complaints(store: Store) -> Iterator[str]:
             yield f"{place}.delete_orders: it needs rendered = true, by which deletions are known, and private_key"
         if feed.delete_orders and name != "orders":
             yield f"{place}.delete_orders: it belongs to the orders feed only"
-        yield from _not_yet(feed, "feed", place)
 
 
 def _refresh_complaints(place: str, feed: FeedSettings) -> Iterator[str]:

@@ -697,23 +697,26 @@ def test_the_private_key_goes_over_tls_or_stays_on_this_machine() -> None:
         assert parse(config("clerk", f'api_url = "{url}"'), {}).clerk.api_url == url
 
 
+def test_standbys_and_pgbouncer_may_be_set() -> None:
+    database = parse(
+        config("database", 'dsn = "postgresql://a,b/shop"\nstate_dsn = "postgresql://c/shop"\npgbouncer = true'), {}
+    ).database
+    assert database.pgbouncer
+    assert database.state_dsn.reveal() == "postgresql://c/shop"
+
+
+def test_a_primary_without_standbys_is_refused() -> None:
+    assert refusal_of(config("database", 'state_dsn = "postgresql://c/shop"')).startswith(
+        "database.state_dsn: it names"
+    )
+    said = refusal_of(config("database", 'dsn = "postgresql://a/shop"\nstate_dsn = "host=c"'))
+    assert said.startswith("database.state_dsn: it must be a URL")
+
+
 def test_a_rendered_feed_may_be_refreshed_by_itself() -> None:
     feed = parse(config(FEED, 'rendered = true\nrefresh_every = "10m"'), {}).stores["shop"].feed("orders")
     assert feed.refresh_seconds == 600
     assert FeedSettings().refresh_seconds is None
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("database.state_dsn", '"postgresql://db/state"'),
-        ("database.pgbouncer", "true"),
-    ],
-)
-def test_a_key_whose_feature_does_not_exist_yet_is_refused(place: str, value: str) -> None:
-    """A key leaves this list with the commit that makes it work."""
-    table, _, key = place.rpartition(".")
-    assert refusal_of(config(table, f"{key} = {value}")).startswith(f"{place}: this version can't do that yet")
 
 
 @pytest.mark.parametrize(
@@ -798,7 +801,7 @@ _SECRETS_IN_PLACE = [
     config("database", f'dsn = "{SECRET}"'),
     config("database", f'dsn = ["{SECRET}"]'),
     config("database", f'dsn = {{ url = "{SECRET}" }}'),
-    config("database", f'dsn = "postgresql://u:{SECRET}@h/d"\nstate_dsn = "postgresql://u:{SECRET}@h/d"'),
+    config("database", f'dsn = "postgresql://u:{SECRET}@h/d"\nstate_dsn = "host=h password={SECRET}"'),
     config("database", f'dsn = "mysql://u:{SECRET}@h/d"'),
     config("database", f'dsn = "postgresql://u:{SECRET}@h/d"\npool_size = "many"'),
     config("database", f'dns = "{SECRET}"'),

@@ -75,7 +75,8 @@ class Ahead:
         # Whoever was asked goes first: what is read ahead takes only what others leave.
         if waiting or 2 * in_use > size or len(self._readings) >= MOST_PAGES:
             return
-        if not self._reader.is_small(source, 2 * place.limit):
+        # Standbys are read by a walk that knows its beginning; there are more of them than of the primary.
+        if self._reader.reads_standbys or not self._reader.is_small(source, 2 * place.limit):
             return
         task = asyncio.create_task(self._page(store, source, place, after))
         end = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, place)

@@ -20,6 +20,8 @@ import msgspec
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import Position, key_changed
 from app.catalog.source import Source
+from app.catalog.standbys import Mark
+from app.protocol.problems import WALK_LOST, Refusal
 from app.status.events import Emit
 
 T = TypeVar("T")
@@ -38,6 +40,12 @@ class Bookmark(msgspec.Struct, frozen=True):
     """Whether it was the smallest of several keys: then items may have been sent twice."""
     newest: int = 0
     """The id of the bookmark at its offset that was begun last."""
+    started: str = ""
+    """When its walk began, as PostgreSQL writes it."""
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self.walk, self.started)
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -90,19 +98,31 @@ class Bookmarks:
             await self._refuse_other_keys(source, offset, incremental=incremental)
             return None
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
-        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"])
+        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"], row["started"])
+
+    async def begin(self, source: Source, *, whole: bool, caller: str) -> Mark:
+        """Write the row of a full walk before its first page is read. Durable on return."""
+        row = await self._patiently(
+            lambda connection: connection.fetchrow(_BEGIN, source.store, source.feed, whole, caller)
+        )
+        return Mark(row["id"], row["started"])
 
     async def _refuse_other_keys(self, source: Source, offset: int, *, incremental: bool) -> None:
         """There is no bookmark to start from. Raises Refusal where there is one of another type of key.
 
-        A page found by counting in the new order would leave out what the walk has not yet sent.
+        A page found by counting in the new order would leave out what the walk has not yet sent. So it may be after
+        a failover: there the walk may have had a bookmark here.
         """
         place = (source.store, source.feed, incremental, offset)
-        family = await self._patiently(lambda connection: connection.fetchval(_OTHER, *place))
-        if family is not None:
-            raise key_changed(source.feed, family, source.order)
+        row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
+        if row["failed_over"]:
+            raise Refusal(WALK_LOST, f"Walks of {source.feed} of {source.store} were under way before the failover.")
+        if row["key_family"] is not None:
+            raise key_changed(source.feed, row["key_family"], source.order)
 
-    async def turn(self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None) -> tuple[int, int]:
+    async def turn(
+        self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None, begun: Mark | None = None
+    ) -> tuple[int, int]:
         """Record that a page was made from `start` (None at offset 0), and where the next one begins.
 
         Durable on return. Answers the walk's number and the new bookmark's id. Raises Refusal when the database stays
@@ -121,7 +141,7 @@ class Bookmarks:
                 source.order,
                 reached.modified_at if reached else None,
                 start.id if start else None,
-                start.walk if start else None,
+                start.walk if start else begun.walk if begun else None,
                 page.items,
                 page.invalid,
                 start is not None and start.ambiguous,
@@ -149,11 +169,17 @@ class Bookmarks:
 
         await self._patiently(mark)
 
-    async def ended_at_once(self, source: Source, page: Page, *, incremental: bool, whole: bool) -> int:
+    async def ended_at_once(
+        self, source: Source, page: Page, *, incremental: bool, whole: bool, begun: Mark | None = None
+    ) -> int:
         """Record a walk of one answer, which leaves no bookmark: a whole feed, or an empty first page.
 
         Answers the walk's number.
         """
+        if begun is not None:
+            ending = (begun.walk, page.items, page.invalid, page.final_items)
+            await self._patiently(lambda connection: connection.execute(_ENDED_BEGUN, *ending))
+            return begun.walk
         walk: int = await self._patiently(
             lambda connection: connection.fetchval(
                 _ENDED_AT_ONCE,
@@ -196,13 +222,34 @@ def ordered_key(source: Source, direction: str = "") -> str:
     return f"b.key::{source.key.family}{source.key.order}{direction}"
 
 
+_BEGIN = """
+insert into clerk_feed.walk (store, feed, incremental, whole, caller)
+values ($1, $2, false, $3, $4)
+returning id, started::text as started
+"""
+
+_ENDED_BEGUN = """
+update clerk_feed.walk
+set pages = 1, items = $2, invalid = $3, ended = 'finished', final_items = $4, last_page = clock_timestamp()
+where id = $1
+"""
+
 _OTHER = f"""
-select key_family
-from clerk_feed.bookmark
-where store = $1 and feed = $2 and incremental = $3 and at = $4 and not past
-  and written > now() - interval '{KEPT_HOURS} hours'
-order by written desc
-limit 1
+select
+  (
+    select b.key_family
+    from clerk_feed.bookmark as b
+    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and not b.past
+      and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
+    order by b.written desc
+    limit 1
+  ) as key_family,
+  exists (
+    select
+    from clerk_feed.bookmark as b
+    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.timeline <> clerk_feed.timeline()
+      and b.written > now() - interval '{KEPT_HOURS} hours'
+  ) as failed_over
 """  # noqa: S608 (a number of ours)
 
 _FIND = f"""
@@ -210,7 +257,7 @@ with b as materialized (
   select *, b.written < now() - interval '1 hour' as old
   from clerk_feed.bookmark as b
   where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5
-    and b.written > now() - interval '{KEPT_HOURS} hours'
+    and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
 ), chosen as (
   select * from b
   order by b.past, b.old, b.is_end, b.modified_at nulls first, {{key}}, b.used desc, b.id
@@ -219,7 +266,8 @@ with b as materialized (
 select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists (
   select from b
   where b.past = c.past and b.old = c.old and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
-) as ambiguous, (select max(id) from b) as newest
+) as ambiguous, (select max(id) from b) as newest,
+  (select w.started::text from clerk_feed.walk as w where w.id = c.walk) as started
 from chosen as c
 """  # noqa: S608 (a number of ours)
 

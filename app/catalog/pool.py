@@ -6,6 +6,7 @@ and dates as unix seconds. So no row is touched by Python between the socket and
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -33,6 +34,10 @@ LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
+    # A standby cancels what is in the way of its replay.
+    asyncpg.SerializationError,
+    # The primary has become a standby.
+    asyncpg.ReadOnlySQLTransactionError,
     OSError,
 )
 """What a lost, refused or restarting database raises (seen with asyncpg 0.32; OSError includes TimeoutError)."""
@@ -48,9 +53,19 @@ _INFINITE_DATE = (2**31 - 1, -(2**31))
 class Pool:
     """A bounded pool. Waiting for a place in it is bounded too."""
 
-    def __init__(self, pool: asyncpg.Pool, emit: Emit) -> None:
+    transactions = False
+    """Whether every piece of work is a transaction of its own that brings its settings along: behind PgBouncer."""
+    begin = "begin isolation level repeatable read read only"
+    """SQL that begins the transaction of a cursor."""
+
+    def __init__(self, pool: asyncpg.Pool, emit: Emit, local_settings: str = "") -> None:
+        """`local_settings`: SQL for the beginning of each transaction, where a session is not ours to keep."""
         self._pool = pool
         self._emit = emit
+        self._local_settings = local_settings
+        if local_settings:
+            self.transactions = True
+            self.begin = f"{self.begin}; {local_settings}"
         self._waiting = 0
         self._lent: dict[Callable[[], None], None] = {}
 
@@ -58,30 +73,39 @@ class Pool:
     async def open(cls, dsn: str, settings: Database, emit: Emit) -> "Pool":
         """Connect. Raises what asyncpg raises when the database refuses or can't be reached."""
         statement_ms = int(settings.statement_timeout.seconds * 1000)
+        session = {
+            "statement_timeout": str(statement_ms),
+            "idle_in_transaction_session_timeout": str(statement_ms),
+            "timezone": "UTC",
+            "datestyle": "ISO",
+            # Compiling a page's plan takes longer than running it.
+            "jit": "off",
+            # A real's digits are its own, whatever the shop's default.
+            "extra_float_digits": "1",
+            "default_transaction_isolation": "read committed",
+        }
+        local_settings = ""
+        if settings.pgbouncer:
+            # Its server connections belong to a transaction at a time, and it refuses settings it does not know.
+            del session["default_transaction_isolation"]
+            local_settings = "; ".join(f"set local {name} = '{value}'" for name, value in session.items())
+            local_settings += f"; {_DURABLE.replace('false', 'true')}"
+            session = {}
         pool = await asyncpg.create_pool(
             dsn,
+            connect=_connect,
             min_size=1,
             max_size=settings.pool_size,
-            init=_prepare_codecs,
+            init=_prepare_codecs_locally if settings.pgbouncer else _prepare_codecs,
+            statement_cache_size=0 if settings.pgbouncer else 100,
             reset=_keep,
             timeout=_CONNECT_SECONDS,
             # A frozen backend enforces no statement_timeout: ours is the last resort.
             command_timeout=settings.statement_timeout.seconds + 5,
             max_cached_statement_lifetime=0,
-            server_settings={
-                "application_name": "clerk-feed",
-                "statement_timeout": str(statement_ms),
-                "idle_in_transaction_session_timeout": str(statement_ms),
-                "timezone": "UTC",
-                "datestyle": "ISO",
-                # Compiling a page's plan takes longer than running it.
-                "jit": "off",
-                # A real's digits are its own, whatever the shop's default.
-                "extra_float_digits": "1",
-                "default_transaction_isolation": "read committed",
-            },
+            server_settings={"application_name": "clerk-feed", **session},
         )
-        return cls(pool, emit)
+        return cls(pool, emit, local_settings)
 
     async def take(self) -> Any:
         """A connection, to be given back. Raises Refusal(BUSY) when none becomes free in time."""
@@ -138,8 +162,15 @@ class Pool:
         connection = await self.take()
         broken = True
         try:
-            yield connection
+            if self.transactions:
+                async with connection.transaction(isolation="read_committed"):
+                    await connection.execute(self._local_settings)
+                    yield connection
+            else:
+                yield connection
             broken = False
+        except (asyncpg.SerializationError, asyncpg.ReadOnlySQLTransactionError):
+            raise  # perhaps another server does it
         except (asyncpg.PostgresError, Refusal):
             broken = False
             raise
@@ -215,14 +246,35 @@ async def _keep(connection: Any) -> None:
     """Nothing to reset: we set no session state, and asyncpg's own reset costs a round trip a page."""
 
 
+async def _connect(dsn: str, **options: Any) -> Any:
+    return await asyncpg.connect(shuffled(dsn), **options)
+
+
+def shuffled(dsn: str) -> str:
+    """The DSN with its hosts in another order: asyncpg takes the first that will do, and none shall bear it all."""
+    named = re.fullmatch(r"(\w+://(?:[^@/?]*@)?)([^/?]*,[^/?]*)(.*)", dsn, re.DOTALL)
+    if named is None:
+        return dsn
+    hosts = named[2].split(",")
+    random.shuffle(hosts)
+    return f"{named[1]}{','.join(hosts)}{named[3]}"
+
+
+_DURABLE = "select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'"
+"""A bookmark is durable before its page is sent, though the shop's own commits may not be."""
+
+
+async def _prepare_codecs_locally(connection: Any) -> None:
+    # asyncpg asks for types by statements that it prepares and then runs: one transaction, or two servers.
+    async with connection.transaction():
+        await _prepare_codecs(connection)
+
+
 async def _prepare_codecs(connection: Any) -> None:
     def codec(name: str, decoder: Callable[[Any], Any], wire: str) -> Any:
         return connection.set_type_codec(name, schema="pg_catalog", decoder=decoder, encoder=_refuse, format=wire)
 
-    # A bookmark is durable before its page is sent, though the shop's own commits may not be.
-    await connection.execute(
-        "select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'"
-    )
+    await connection.execute(_DURABLE)
     # As text a real 4.8 is not 4.800000190734863, and a numeric keeps its digits.
     await codec("float4", msgspec.Raw, "text")
     await codec("numeric", msgspec.Raw, "text")

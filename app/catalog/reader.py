@@ -17,6 +17,7 @@ from app.catalog.ids import report_missing, report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
+from app.catalog.standbys import Mark, Showing
 from app.protocol.problems import ITEM_INVALID, KEY_CHANGED, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid
 from app.settings import Database, Store
@@ -56,6 +57,8 @@ class Span(msgspec.Struct, frozen=True):
     """Rows to count off first: the plain OFFSET of a page that belongs to no walk."""
     from_client: bool = False
     """Whether `after` is what a client wrote, so that it may be no key at all."""
+    mark: Mark | None = None
+    """The beginning of the walk, where standbys may read it."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -72,12 +75,25 @@ class Batch(msgspec.Struct, frozen=True):
 class Reader:
     """Reads sources. One for the whole service."""
 
-    def __init__(self, pool: Pool, sources: Sources, settings: Database, emit: Emit) -> None:
+    def __init__(
+        self, pool: Pool, sources: Sources, settings: Database, emit: Emit, standbys: Pool | None = None
+    ) -> None:
         self._pool = pool
+        self._standbys = standbys
         self._sources = sources
         self._settings = settings
         self._emit = emit
         self._row_bytes: dict[tuple[str, str], float] = {}
+
+    @property
+    def reads_standbys(self) -> bool:
+        """Whether full walks are read elsewhere than deltas are."""
+        return self._standbys is not None
+
+    def _pool_for(self, span: Span) -> Pool:
+        if self._standbys is None or span.mark is None:
+            return self._pool
+        return Showing(self._standbys, span.mark, self._emit)
 
     def seen(self, source: Source, items: int, size: int) -> None:
         """Learn how large a source's items are: `size` bytes for `items` of them."""
@@ -103,10 +119,10 @@ class Reader:
         patience = Patience(self._settings.resume_for.seconds)
         described_again = interrupted = False
         left = limit
-        parts = _parts(span)
+        parts, pool = _parts(span), self._pool_for(span)
         while parts:
             try:
-                async with aclosing(self._rows(source, parts[0], left, interrupted=interrupted)) as found:
+                async with aclosing(self._rows(pool, source, parts[0], left, interrupted=interrupted)) as found:
                     async for rows in found:
                         batch, parts[0] = self._sorted(store, source, rows, parts[0], left)
                         patience.reset()
@@ -116,7 +132,7 @@ class Reader:
                         yield batch
                         if left == 0:
                             if not batch.beyond:
-                                await self._look_at_edge(source, parts[0])
+                                await self._look_at_edge(pool, source, parts[0])
                             return
                 parts.pop(0)
             except BatchTooLargeError:
@@ -181,18 +197,18 @@ class Reader:
         position = part.position(rows)
         return Batch(items.valid, items.invalid, position, source, beyond is not None), part.behind(rows)
 
-    async def _look_at_edge(self, source: Source, part: "_Part") -> None:
+    async def _look_at_edge(self, pool: Pool, source: Source, part: "_Part") -> None:
         """Report the last id where another row has it: reading goes on behind it. A failure is nobody's loss."""
         assert part.after is not None  # noqa: S101 (for mypy: there is no edge before the first row)
         sql, arguments = _edge_statement(source, part.after, dated=part.dated_key)
         with suppress(*LOST, asyncpg.PostgresError, Refusal):
-            async with self._pool.connection() as connection:
+            async with pool.connection() as connection:
                 rows = await connection.fetch(sql, *arguments)
             if len(rows) > 1:
                 report_repeated(self._emit, source, [(True, *rows[0])], (True, *rows[1]))
 
     async def _rows(
-        self, source: Source, part: "_Part", left: int | None, *, interrupted: bool
+        self, pool: Pool, source: Source, part: "_Part", left: int | None, *, interrupted: bool
     ) -> AsyncGenerator[Sequence[Any], None]:
         """The rows of a part from its position on, in non-empty lists, until there are no more.
 
@@ -202,13 +218,13 @@ class Reader:
         limit, run = left, _RUN_ROWS
         while True:
             if interrupted and part.after is not None:
-                await self._look_at_edge(source, part)
+                await self._look_at_edge(pool, source, part)
             interrupted = True
             count = 0
             per_fetch = self._rows_per_fetch(source)
             sql, arguments = _statement(source, part, run if limit is None else limit + 1)
             if limit is not None and limit <= per_fetch:
-                async with self._pool.connection() as connection:
+                async with pool.connection() as connection:
                     rows = await bounded(connection, connection.fetch(sql, *arguments))
                 if rows:
                     count = len(rows)
@@ -216,7 +232,7 @@ class Reader:
                     yield rows
                 ended = count <= limit
             else:
-                cursor = LeasedCursor(self._pool, sql, arguments, self._settings.cursor_lease.seconds)
+                cursor = LeasedCursor(pool, sql, arguments, self._settings.cursor_lease.seconds)
                 try:
                     while rows := await cursor.fetch(self._rows_per_fetch(source)):
                         count += len(rows)
@@ -327,7 +343,7 @@ class LeasedCursor:
 
     async def _open(self) -> None:
         # One round trip instead of the two that asyncpg's transaction() takes to begin and to say how.
-        await self._connection.execute("begin isolation level repeatable read read only")
+        await self._connection.execute(self._pool.begin)
         self._cursor = await self._connection.cursor(self._sql, *self._arguments)
 
     async def _expire(self, seconds: float) -> None:

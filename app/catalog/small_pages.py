@@ -60,7 +60,7 @@ with b as materialized (
   select *, b.written < now() - interval '1 hour' as old
   from clerk_feed.bookmark as b
   where b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4
-    and b.written > now() - interval '{KEPT_HOURS} hours'
+    and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
 ), chosen as materialized (
   select * from b order by b.past, b.old, b.is_end, {ordered_key(source)}, b.used desc, b.id limit 1
 ), page ({columns}, key) as materialized (

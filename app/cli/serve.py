@@ -45,7 +45,9 @@ def serve(path: Path) -> None:
 
 
 def database(settings: Settings, stack: ExitStack) -> str:
-    """The DSN to use, with the embedded server started where none is set, and stopped by the stack."""
+    """The DSN of the primary, with the embedded server started where none is set, and stopped by the stack."""
+    if settings.database.state_dsn:
+        return settings.database.state_dsn.reveal()
     if settings.database.dsn is not None:
         return settings.database.dsn.reveal()
     embedded = Embedded.start(Path(settings.database.data_dir))

@@ -235,6 +235,19 @@ KEY_CHANGED = Problem(
     "The relation of this feed, or the type of its id, changed during a walk: there is no way on from an old id.",
     "Start the sync again: a walk that begins at offset 0 goes by the new ids.",
 )
+STANDBY_BEHIND = Problem(
+    503,
+    "standby-behind",
+    "The standbys have not yet received what the primary wrote when this sync began.",
+    "Usually temporary: ask again. If it lasts, look at their replay (pg_stat_replication on the primary), and check"
+    " that database.dsn names standbys of the database that database.state_dsn names.",
+)
+WALK_LOST = Problem(
+    503,
+    "walk-lost",
+    "The database was failed over during this sync, and how far the sync had come may be lost.",
+    "Start the sync again: a walk that begins at offset 0 is whole. Nothing is guessed, since that could lose items.",
+)
 BUSY = Problem(
     503,
     "busy",

@@ -248,6 +248,13 @@ class ItemsLarge(Event, frozen=True):
     rows_per_fetch: int
 
 
+class StandbyBehind(Event, frozen=True):
+    """No standby showed the beginning of a walk in time."""
+
+    walk: int
+    waited: float
+
+
 class Resumed(Event, frozen=True):
     """The database went away while reading; reading goes on after the last key."""
 

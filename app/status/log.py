@@ -261,6 +261,7 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
         f"{e.store}/{e.feed}: PostgreSQL refused to read on"
         f" {'from the start' if e.after is None else f'after id {e.after!r}'}: {e.message} (SQLSTATE {e.sqlstate})"
     ),
+    events.StandbyBehind: lambda e: f"No standby has shown the beginning of walk {e.walk} within {e.waited:g} s",
     events.IdsRepeated: _repeated,
     events.IdsMissing: _missing,
     events.ItemsLarge: lambda e: (

@@ -1,0 +1,105 @@
+"""Reading from standbys, which may lag, without losing what was there when a walk began.
+
+A full walk begins by writing its row on the primary, and each of its pages is read from a server that shows this row:
+so it shows as well whatever was committed before. An item that is there throughout the walk is then in every page's
+view, however the pages are spread over standbys and however these lag. That one page sees a later state than the next
+does no harm in the order of the id, which never changes; in the order of modified_at it would, so deltas are read from
+the primary, and so is whatever belongs to no walk.
+
+The row is looked for as data, not by a position in the log: that needs no rights, works whatever replicates, and a
+server that went its own way after a failover never shows it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from app.catalog.pool import Pool
+from app.protocol.problems import STANDBY_BEHIND, Refusal
+from app.status.events import Emit, StandbyBehind
+
+CATCH_UP_SECONDS = 10.0
+"""How long a page waits for a server that shows its walk."""
+_ONE_SERVER_SECONDS = 1.0
+"""How long it waits for one of them, before another connection is made, perhaps to another server."""
+_POLL_SECONDS = 0.005
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """The row of a walk, as the primary wrote it. The moment tells it from one of the same number elsewhere."""
+
+    walk: int
+    started: str
+    """As PostgreSQL writes a timestamptz, microseconds included."""
+
+
+class Showing(Pool):
+    """A pool of standbys as one walk uses it: every connection it gives shows the walk's row."""
+
+    def __init__(self, standbys: Pool, mark: Mark, emit: Emit) -> None:
+        self._standbys = standbys
+        self._mark = mark
+        self._emit = emit
+        self.begin = standbys.begin
+        self.transactions = standbys.transactions
+
+    async def take(self) -> Any:
+        """A connection to a server that has caught up. Raises Refusal(STANDBY_BEHIND) when none does in time."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + CATCH_UP_SECONDS
+        while True:
+            connection = await self._standbys.take()
+            shown = False
+            try:
+                shown = await self._shows(connection, min(deadline, now() + _ONE_SERVER_SECONDS))
+            finally:
+                if not shown:
+                    await self._standbys.give_back(connection, broken=True)
+            if shown:
+                return connection
+            if now() >= deadline:
+                self._emit(StandbyBehind(walk=self._mark.walk, waited=CATCH_UP_SECONDS))
+                raise Refusal(
+                    STANDBY_BEHIND,
+                    f"No standby has shown walk {self._mark.walk} within {CATCH_UP_SECONDS:g} s of its beginning.",
+                    headers={"Retry-After": "10"},
+                )
+
+    async def _shows(self, connection: Any, deadline: float) -> bool:
+        pause = _POLL_SECONDS
+        while True:
+            if self.transactions:
+                async with connection.transaction():
+                    found = await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started)
+            else:
+                found = await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started)
+            if found:
+                return True
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.1)
+
+    def lend(self, recall: Callable[[], None]) -> None:
+        self._standbys.lend(recall)
+
+    def keep(self, recall: Callable[[], None]) -> None:
+        self._standbys.keep(recall)
+
+    async def give_back(self, connection: Any, *, broken: bool = False) -> None:
+        await self._standbys.give_back(connection, broken=broken)
+
+
+async def shows_our_schema(connection: Any, seconds: float) -> bool:
+    """Whether a server shows our schema, as it must where it is a standby of the primary; waits so long for it."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not await connection.fetchval("select to_regclass('clerk_feed.walk') is not null"):
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.1)
+    return True
+
+
+_SHOWS = "select exists (select from clerk_feed.walk where id = $1 and started = $2::text::timestamptz)"

@@ -1,0 +1,113 @@
+"""Behind PgBouncer in transaction mode: server connections change with every transaction; nothing depends on one."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.clerk import FakeClerk
+from tests.conftest import PRODUCTS, Database, Running, Serve, base_config
+
+PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+if PROGRAM is None:
+    pytest.skip("there is no pgbouncer here; on Debian: apt-get install pgbouncer", allow_module_level=True)
+
+
+@pytest.fixture
+def bouncer(database: Database) -> Iterator[str]:
+    """The DSN of the test's database by way of a PgBouncer with two server connections."""
+    folder = Path(tempfile.mkdtemp(prefix="cf-"))
+    folder.chmod(0o777)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    parts = urlsplit(database.dsn)
+    name = parts.path.strip("/")
+    [sockets] = parse_qs(parts.query)["host"]
+    (folder / "users.txt").write_text('"postgres" ""\n')
+    (folder / "pgbouncer.ini").write_text(
+        f"[databases]\n{name} = host={sockets} dbname={name} user=postgres\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        f"auth_type = any\nauth_file = {folder}/users.txt\npool_mode = transaction\ndefault_pool_size = 2\n"
+        f"max_client_conn = 100\nlogfile = {folder}/log\n"
+    )
+    user = ["-u", Path(sockets).owner()] if os.geteuid() == 0 else []
+    process = subprocess.Popen(
+        [str(PROGRAM), "-q", *user, str(folder / "pgbouncer.ini")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.05)
+    yield f"postgresql://postgres@127.0.0.1:{port}/{name}"
+    process.terminate()
+    process.wait(10)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def shop(dsn: str, clerk: FakeClerk, serve: Serve) -> Running:
+    config = base_config(dsn, clerk.verify_url, database="pgbouncer = true\npool_size = 6")
+    return serve(f'{config}\n[stores.shop]\npublic_key = "key-shop"\n')
+
+
+def walk(service: Running, limit: int, more: str = "") -> list[Any]:
+    found: list[Any] = []
+    while True:
+        answer = service.get(f"/shop/products?limit={limit}&offset={len(found)}{more}")
+        assert answer.status == 200, answer.body
+        if not answer.lines:
+            return found
+        found += [item["id"] for item in answer.lines]
+
+
+def test_walks_streams_and_deltas_at_once_over_two_server_connections(
+    database: Database, bouncer: str, clerk: FakeClerk, serve: Serve
+) -> None:
+    database.execute("create schema shop")
+    database.execute(PRODUCTS.replace("{s}", "shop"))
+    database.execute("create type shop.colour as enum ('red', 'blue')")
+    database.execute("alter table shop.products add column colours shop.colour[] default '{red,blue}'")
+    database.execute("insert into shop.products (id) select generate_series(1, 3000)")
+    service = shop(bouncer, clerk, serve)
+    everything = list(range(1, 3001))
+    with ThreadPoolExecutor(6) as threads:
+        walks = [threads.submit(walk, service, limit) for limit in (1000, 300, 100, 60)]
+        deltas = threads.submit(walk, service, 500, "&modified_after=2020-01-01")
+        whole = threads.submit(lambda: [item["id"] for item in service.get("/shop/products").lines])
+        assert all(sorted(set(done.result(120))) == everything for done in walks)
+        assert sorted(set(deltas.result(120))) == everything
+        assert whole.result(120) == everything
+    assert service.get("/shop/products?limit=1&offset=0").lines[0]["colours"] == ["red", "blue"]
+    assert service.events("Failed") == []
+    assert service.events("Resumed") == []
+
+
+def test_settings_are_those_of_a_transaction_and_do_not_leak(
+    database: Database, bouncer: str, clerk: FakeClerk, serve: Serve
+) -> None:
+    database.execute("create schema shop")
+    database.execute(PRODUCTS.replace("{s}", "shop").replace("'2026-01-01'", "now()"))
+    database.execute("""
+        create view shop.customers as
+        select 1 as id, current_setting('jit') as email, current_setting('statement_timeout') as timeout,
+          current_setting('timezone') as zone
+    """)
+    service = shop(bouncer, clerk, serve)
+    [item] = service.get("/shop/customers?limit=10&offset=0").lines
+    assert item == {"id": 1, "email": "off", "timeout": "1min", "zone": "UTC"}
+    held = database.fetch("select count(*) as count from pg_locks where locktype = 'advisory' and granted")
+    assert held[0]["count"] == 0

@@ -1,0 +1,193 @@
+"""Beyond one machine: replicas of the service, standbys of the database, a failover. Nothing is lost, or it shows."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.catalog.pool import shuffled
+from loadtests.postgres import Postgres
+from tests.clerk import FakeClerk, problem
+from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, base_config, eventually
+
+
+def ids(items: list[dict[str, Any]]) -> list[int]:
+    return [item["id"] for item in items]
+
+
+def configured(dsn: str, clerk: FakeClerk, *, database: str = "") -> str:
+    config = base_config(dsn, clerk.verify_url, database=database)
+    return f'{config}\n[stores.shop]\npublic_key = "key-shop"\n'
+
+
+def fill(database: Database, count: int) -> None:
+    database.execute("create schema shop")
+    database.execute(PRODUCTS.replace("{s}", "shop"))
+    database.execute("insert into shop.products (id) select generate_series(1, $1::int)", count)
+
+
+def page(service: Running, limit: int, offset: int) -> list[int]:
+    answer = service.get(f"/shop/products?limit={limit}&offset={offset}")
+    assert answer.status == 200, answer.body
+    return ids(answer.lines)
+
+
+def test_pages_of_one_walk_may_be_asked_of_any_replica_and_one_may_die(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    fill(database, 1000)
+    replicas = [serve(configured(database.dsn, clerk)) for _ in range(3)]
+    choose = random.Random(7)  # noqa: S311 (a choice that repeats)
+    found: list[int] = []
+    for offset in range(0, 1050, 50):
+        if offset == 300:
+            replicas.pop().process.kill()
+        database.execute("delete from shop.products where id = $1", choose.choice(found) if found else 0)
+        found += page(choose.choice(replicas), 50, offset)
+    there = {row["id"] for row in database.fetch("select id from shop.products")}
+    assert there <= set(found)
+    assert len(found) == len(set(found))
+
+
+def test_hosts_are_asked_in_any_order_and_the_rest_of_a_dsn_stays() -> None:
+    dsn = "postgresql://me:p,w%40@a,b:5433,[::1]:5434/shop?target_session_attrs=standby"
+    seen = {shuffled(dsn) for _ in range(200)}
+    assert len(seen) == 6
+    assert all(one.startswith("postgresql://me:p,w%40@") for one in seen)
+    assert all(one.endswith("/shop?target_session_attrs=standby") for one in seen)
+    assert shuffled("postgresql:///postgres?host=/tmp/a,b") == "postgresql:///postgres?host=/tmp/a,b"
+
+
+class Pair:
+    """A primary, its standby, and a way to both."""
+
+    def __init__(self, folder: Path, loop: Loop) -> None:
+        self._loop = loop
+        for name in ("p", "s"):
+            (folder / name).mkdir()
+            (folder / name).chmod(0o755)
+        self.primary = Postgres(folder / "p", durable=False)
+        self.database = Database(loop, self.primary.dsn)
+        # The wheel's servers may allow no replication over their socket.
+        self.database.execute("alter system set wal_receiver_status_interval = '100ms'")
+        self.standby = self.primary.standby(folder / "s")
+
+    def lag(self, *, paused: bool) -> None:
+        """Let the standby replay nothing more, or everything again."""
+        with closing(Database(self._loop, self.standby.dsn)) as standby:
+            standby.value(f"select pg_wal_replay_{'pause' if paused else 'resume'}()")
+            if paused:
+                eventually(lambda: standby.value("select pg_get_wal_replay_pause_state()") == "paused")
+
+    def catch_up(self) -> None:
+        position = self.database.value("select pg_current_wal_insert_lsn()::text")
+        with closing(Database(self._loop, self.standby.dsn)) as standby:
+            eventually(lambda: bool(standby.value("select pg_last_wal_replay_lsn() >= $1::text::pg_lsn", position)))
+
+    def config(self, clerk: FakeClerk, more: str = "") -> str:
+        return configured(self.standby.dsn, clerk, database=f'state_dsn = "{self.primary.dsn}"\n{more}')
+
+
+@pytest.fixture
+def pair(loop: Loop) -> Iterator[Pair]:
+    # A socket's path must be short.
+    folder = Path(tempfile.mkdtemp(prefix="cf-", dir="/tmp"))
+    folder.chmod(0o755)
+    made = Pair(folder, loop)
+    yield made
+    made.database.close()
+    made.standby.discard()
+    made.primary.discard()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def reads(database: Database) -> int:
+    """How many rows of the products were ever read on a server."""
+    database.execute("select pg_stat_force_next_flush()")
+    return int(
+        database.value("select seq_tup_read + idx_tup_fetch from pg_stat_user_tables where relname = 'products'") or 0
+    )
+
+
+@pytest.mark.slow
+def test_full_walks_are_read_from_a_standby_that_lags_and_nothing_is_lost(
+    pair: Pair, loop: Loop, clerk: FakeClerk, serve: Serve
+) -> None:
+    fill(pair.database, 300)
+    service = serve(pair.config(clerk))
+    with closing(Database(loop, pair.standby.dsn)) as standby:
+        first = page(service, 100, 0)
+        assert first == list(range(1, 101))
+
+        # Once its walk is shown, a page needs no more of the standby.
+        pair.catch_up()
+        pair.lag(paused=True)
+        pair.database.execute("insert into shop.products (id) values (301)")
+        pair.database.execute("delete from shop.products where id <= 20")
+        assert page(service, 100, 100) == list(range(101, 201))
+
+        # A walk that begins now must show item 301, and the standby does not yet.
+        said = problem(service.get("/shop/products?limit=100&offset=0"), 503, "standby-behind")
+        assert "pg_stat_replication" in said["fix"]
+        problem(service.get("/shop/products"), 503, "standby-behind")
+        assert service.events("StandbyBehind") != []
+
+        # A delta is read where it is current.
+        changed = service.get("/shop/products?limit=1000&offset=0&modified_after=2020-01-01")
+        assert ids(changed.lines) == list(range(21, 302))
+        pair.lag(paused=False)
+
+        assert page(service, 100, 200) == list(range(201, 301))
+        assert set(page(service, 100, 300)) <= {301}
+        found = [id for offset in range(0, 500, 100) for id in page(service, 100, offset)]
+        assert set(found) == set(range(21, 302))
+        assert ids(service.get("/shop/products").lines) == list(range(21, 302))
+        before = reads(standby)
+        page(service, 100, 0)
+        eventually(lambda: reads(standby) > before)
+        assert standby.value("select pg_is_in_recovery()")
+    ended = pair.database.fetch("select whole, items from clerk_feed.walk where ended = 'finished' order by id")
+    assert (True, 281) in {(row["whole"], row["items"]) for row in ended}
+
+
+@pytest.mark.slow
+def test_a_failover_during_a_walk_is_said_and_the_next_walk_is_whole(
+    pair: Pair, loop: Loop, clerk: FakeClerk, serve: Serve
+) -> None:
+    fill(pair.database, 300)
+    service = serve(pair.config(clerk))
+    page(service, 100, 0)
+    pair.catch_up()
+    # The last bookmark never reaches the standby.
+    pair.lag(paused=True)
+    pair.database.execute("delete from shop.products where id = 1")
+    page(service, 100, 100)
+    pair.database.close()
+    pair.primary.stop("immediate")
+    pair.lag(paused=False)
+    pair.standby.promote()
+    # What an operator does where no name leads to the primary, whichever it is.
+    service.stop()
+    after = serve(configured(pair.standby.dsn, clerk))
+    for offset in (100, 200):
+        said = problem(after.get(f"/shop/products?limit=100&offset={offset}"), 503, "walk-lost")
+        assert "failover" in said["detail"]
+    whole = [id for offset in range(0, 400, 100) for id in page(after, 100, offset)]
+    with closing(Database(loop, pair.standby.dsn)) as promoted:
+        assert whole == [row["id"] for row in promoted.fetch("select id from shop.products order by id")]
+    pair.database = Database(loop, pair.standby.dsn)
+
+
+def test_a_server_that_is_no_standby_of_the_primary_stops_the_start(
+    database: Database, create_database: Any, clerk: FakeClerk, tmp_path: Path, serve: Serve
+) -> None:
+    other = create_database()
+    with pytest.raises(AssertionError, match="Both must name the same database"):
+        serve(
+            configured(other.dsn, clerk, database=f'state_dsn = "{database.dsn}"\nresume_for = "500ms"'),
+        )
