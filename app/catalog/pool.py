@@ -62,7 +62,7 @@ class Pool:
         """`local_settings`: SQL for the beginning of each transaction, where a session is not ours to keep."""
         self._pool = pool
         self._emit = emit
-        self._local_settings = local_settings
+        self.local_settings = local_settings
         if local_settings:
             self.transactions = True
             self.begin = f"{self.begin}; {local_settings}"
@@ -164,7 +164,7 @@ class Pool:
         try:
             if self.transactions:
                 async with connection.transaction(isolation="read_committed"):
-                    await connection.execute(self._local_settings)
+                    await connection.execute(self.local_settings)
                     yield connection
             else:
                 yield connection

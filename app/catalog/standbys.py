@@ -44,6 +44,7 @@ class Showing(Pool):
         self._emit = emit
         self.begin = standbys.begin
         self.transactions = standbys.transactions
+        self.local_settings = standbys.local_settings
 
     async def take(self) -> Any:
         """A connection to a server that has caught up. Raises Refusal(STANDBY_BEHIND) when none does in time."""
