@@ -59,8 +59,8 @@ def bouncer(database: Database) -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def shop(dsn: str, clerk: FakeClerk, serve: Serve) -> Running:
-    config = base_config(dsn, clerk.verify_url, database="pgbouncer = true\npool_size = 6")
+def shop(dsn: str, clerk: FakeClerk, serve: Serve, more: str = "") -> Running:
+    config = base_config(dsn, clerk.verify_url, database=f"pgbouncer = true\npool_size = 6\n{more}")
     return serve(f'{config}\n[stores.shop]\npublic_key = "key-shop"\n')
 
 
@@ -94,6 +94,17 @@ def test_walks_streams_and_deltas_at_once_over_two_server_connections(
     assert service.get("/shop/products?limit=1&offset=0").lines[0]["colours"] == ["red", "blue"]
     assert service.events("Failed") == []
     assert service.events("Resumed") == []
+
+
+def test_standbys_may_be_behind_it_too(database: Database, bouncer: str, clerk: FakeClerk, serve: Serve) -> None:
+    """What is read elsewhere than it is written may be the same server."""
+    database.execute("create schema shop")
+    database.execute(PRODUCTS.replace("{s}", "shop"))
+    database.execute("insert into shop.products (id) select generate_series(1, 500)")
+    service = shop(bouncer, clerk, serve, f'state_dsn = "{bouncer}"')
+    assert walk(service, 100) == list(range(1, 501))
+    assert [item["id"] for item in service.get("/shop/products").lines] == list(range(1, 501))
+    assert service.events("Failed") == []
 
 
 def test_settings_are_those_of_a_transaction_and_do_not_leak(
