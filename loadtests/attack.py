@@ -46,6 +46,7 @@ class Step(msgspec.Struct, frozen=True):
 def _import(url: str, limit: int, pages: "Synchronized[int]") -> None:
     """Read walks without end, and count pages."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
     token = kept()
