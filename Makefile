@@ -16,9 +16,11 @@ test: $(VENV)/installed
 test-long: $(VENV)/installed
 	MODEL_EXAMPLES=2000 $(BIN)/pytest -n auto tests/test_model.py
 
-# ITEMS=200000 for a quick look, JSON=FILE to keep the figures, ONLY=walk|baseline|stream|small for a part.
+# ITEMS=200000 for a quick look, JSON=FILE to keep the figures, ONLY=walk|baseline|django|datasette|stream|small|start
+# for a part, PLOTS=DIR for the plots of README.md.
 bench: $(VENV)/installed
-	@$(BIN)/python -m loadtests.bench $(if $(ITEMS),--items $(ITEMS)) $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY))
+	@$(BIN)/python -m loadtests.bench $(if $(ITEMS),--items $(ITEMS)) $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY)) \
+	  $(if $(PLOTS),--plots $(PLOTS))
 
 # Walks, changes and faults, MINUTES=15 of them; SEED=… repeats one.
 soak: $(VENV)/installed

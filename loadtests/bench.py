@@ -1,6 +1,6 @@
-"""`make bench`: clerk-feed beside a feed written by hand, on one catalog, by one importer, in one run.
+"""`make bench`: clerk-feed beside what else one would use, on one catalog, by one importer, in one run.
 
-Starts what it needs (an embedded PostgreSQL, a stand-in for Clerk's verify endpoint, the service, the baseline) and
+Starts what it needs (an embedded PostgreSQL, a stand-in for Clerk's verify endpoint, the service, the baselines) and
 ends it in any case. Every measurement has a process of its own, so that none inherits the memory of another.
 """
 
@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import asyncpg
@@ -20,12 +20,14 @@ from rich.console import Console
 
 from app.catalog.embedded import Embedded, EmbeddedError
 from app.clerk.importer import ImportFailedError
-from loadtests import catalog, measure, report
-from loadtests.processes import ProcessError, clerk_feed, fastapi_app, standin
+from loadtests import catalog, measure, plots, report
+from loadtests.baselines import datasette_file
+from loadtests.processes import ProcessError, Target, clerk_feed, datasette, django_app, fastapi_app, standin
 
 _COMPARED_PAGES = 50
 _FAR_PAGES = 10
-_NAMES = ("walk", "baseline", "stream", "small")
+_NAMES = ("walk", "baseline", "django", "datasette", "stream", "small", "start")
+_STARTS = 5
 
 
 @click.command()
@@ -55,10 +57,22 @@ _NAMES = ("walk", "baseline", "stream", "small")
     show_default=True,
     help="Where the embedded PostgreSQL keeps the catalog between runs.",
 )
+@click.option(
+    "--plots",
+    "plots_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Draw latency by offset and time by size into this folder, as SVG, light and dark.",
+)
 def bench(
-    items: int, json_path: Path | None, only: tuple[str, ...], seconds: float, small_pages: int, data_dir: Path
+    items: int,
+    json_path: Path | None,
+    only: tuple[str, ...],
+    seconds: float,
+    small_pages: int,
+    data_dir: Path,
+    plots_dir: Path | None,
 ) -> None:
-    """Measure clerk-feed and, in the same run, a feed in FastAPI and SQLAlchemy as one writes it by hand."""
+    """Measure clerk-feed and, in the same run, what else one would serve the same items with."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     # Ending by SIGTERM must stop what was started, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -68,6 +82,12 @@ def bench(
     except (EmbeddedError, ProcessError, ImportFailedError) as error:
         raise click.ClickException(str(error)) from None
     report.show(figures, console)
+    if plots_dir:
+        plots_dir.mkdir(parents=True, exist_ok=True)
+        for theme in plots.THEMES:
+            for name, draw in (("latency", plots.latency_by_offset), ("sync", plots.sync_by_size)):
+                (plots_dir / f"{name}-{theme}.svg").write_text(plots.svg(draw(figures, theme)), encoding="utf-8")
+        console.print(f"Plots drawn into {plots_dir}.")
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_bytes(orjson.dumps(figures.as_data(), option=orjson.OPT_INDENT_2) + b"\n")
@@ -95,13 +115,22 @@ def _run(
         with clerk_feed(dsn, url, data_dir) as target:
             walk = measure.walk(target, items, _COMPARED_PAGES, seconds)
         figures = msgspec.structs.replace(figures, walk=walk)
-    if "baseline" in names:
-        say(f"FastAPI + SQLAlchemy: {_COMPARED_PAGES} pages from offset 0, {_FAR_PAGES} from 0.9 N …")
-        with clerk_feed(dsn, url, data_dir) as target:
-            reference = measure.first_page(target)
-        with fastapi_app(dsn, url, data_dir) as target:
-            baseline = measure.baseline(target, reference, items, _COMPARED_PAGES, _FAR_PAGES, seconds)
-        figures = msgspec.structs.replace(figures, baseline=baseline)
+    others: dict[str, tuple[str, Callable[[], AbstractContextManager[Target]]]] = {
+        "baseline": ("FastAPI + SQLAlchemy", lambda: fastapi_app(dsn, url, data_dir)),
+        "django": ("Django REST framework", lambda: django_app(dsn, url, data_dir)),
+        "datasette": (
+            "Datasette, by key",
+            lambda: datasette(uvloop.run(datasette_file.build(dsn, items, data_dir)), data_dir),
+        ),
+    }
+    for name, (about, launch) in others.items():
+        if name in names:
+            say(f"{about}: {_COMPARED_PAGES} pages from offset 0, {_FAR_PAGES} from 0.9 N, 3 from each tenth …")
+            with clerk_feed(dsn, url, data_dir) as target:
+                reference = measure.first_page(target)
+            with launch() as target:
+                beside = measure.baseline(target, reference, items, _COMPARED_PAGES, _FAR_PAGES, seconds)
+            figures = msgspec.structs.replace(figures, **{name: beside})
     if "stream" in names:
         say("clerk-feed: all items in one answer …")
         with clerk_feed(dsn, url, data_dir) as target:
@@ -115,6 +144,10 @@ def _run(
         with clerk_feed(dsn, url, data_dir) as target:
             small = measure.small(target, small_pages, seconds)
         figures = msgspec.structs.replace(figures, small=small)
+    if "start" in names:
+        say(f"clerk-feed: {_STARTS} starts …")
+        ready = measure.start(lambda: clerk_feed(dsn, url, data_dir), _STARTS)
+        figures = msgspec.structs.replace(figures, start=ready)
     if waited is not None and (waited_since := report.cpu_waited()) is not None:
         machine = msgspec.structs.replace(machine, cpu_waits=(waited_since - waited) / (time.monotonic() - began))
     if ticks is not None and (now := report.cpu_ticks()) is not None:

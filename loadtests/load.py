@@ -96,7 +96,7 @@ def load(
     if picture:
         picture.parent.mkdir(parents=True, exist_ok=True)
         for theme in plots.THEMES:
-            drawn = plots.svg(plots.load(run.recording, run.samples, theme))
+            drawn = plots.svg(plots.load(_title(profile), run.recording, run.samples, theme))
             Path(f"{picture}-{theme}.svg").write_text(drawn, encoding="utf-8")
     if not run.outcome.holds:
         raise SystemExit(1)
@@ -284,6 +284,10 @@ def _show(console: Console, profile: Profile, run: Run) -> None:
         console.print(f"[bold]{trouble}: the figures are too low.[/]")
 
 
+def _title(profile: Profile) -> str:
+    return f"Answers, profile {profile.name}, {profile.items:,} products, limit {profile.limit}"
+
+
 def _page(profile: Profile, run: Run) -> str:
     """The report, a page that needs nothing else."""
     templates = jinja2.Environment(
@@ -300,7 +304,9 @@ def _page(profile: Profile, run: Run) -> str:
         machine=run.machine,
         troubles=list(troubles(run.machine)),
         walks=feeds,
-        drawn={theme: plots.svg(plots.load(run.recording, run.samples, theme)) for theme in plots.THEMES},
+        drawn={
+            theme: plots.svg(plots.load(_title(profile), run.recording, run.samples, theme)) for theme in plots.THEMES
+        },
         profile_data=json.dumps(msgspec.to_builtins(profile), indent=2),
     )
 

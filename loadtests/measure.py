@@ -5,7 +5,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from itertools import islice
 from statistics import median
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ PAGE_ITEMS = 1000
 SMALL_ITEMS = 25
 _ENDS = 20
 """So many first and last pages of a walk are compared: one alone is luck."""
+_AT_A_POINT = 3
 _BLOCK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 120.0
 
@@ -64,6 +65,13 @@ class Pages(msgspec.Struct, frozen=True):
         return self.pages / self.seconds if self.seconds else 0.0
 
 
+class Point(msgspec.Struct, frozen=True):
+    """Pages at an offset: the median of their milliseconds."""
+
+    offset: int
+    ms: float
+
+
 class Walk(msgspec.Struct, frozen=True):
     """All items, page by page."""
 
@@ -79,6 +87,10 @@ class Walk(msgspec.Struct, frozen=True):
     """Median of the first 20."""
     last_pages_ms: float
     """Median of the last 20."""
+    points: tuple[Point, ...]
+    """Along the walk."""
+    prefixes: tuple[tuple[int, float], ...]
+    """How many items had come after so many seconds: what a walk of a smaller catalog takes."""
     before: Memory
     after: Memory
 
@@ -90,6 +102,9 @@ class Baseline(msgspec.Struct, frozen=True):
     far: Pages
     same_items: bool
     """Whether its first page held what clerk-feed's did."""
+    points: tuple[Point, ...]
+    prefixes: tuple[tuple[int, float], ...]
+    """Of the pages from offset 0 on."""
     before: Memory
     after: Memory
 
@@ -160,6 +175,8 @@ def walk(target: Target, items: int, compared_pages: int, seconds: float) -> Wal
         last_page_ms=times[-1],
         first_pages_ms=median(times[:_ENDS]),
         last_pages_ms=median(times[-_ENDS:]),
+        points=_points([[page for page in full if page.offset >= offset][:_AT_A_POINT] for offset in _tenths(items)]),
+        prefixes=_prefixes(full),
         before=before,
         after=after,
     )
@@ -173,10 +190,18 @@ def baseline(target: Target, reference: Page, items: int, pages: int, far_pages:
         far = far_offset(items)
         start = list(_timed(_pages(importer, 0, pages), seconds))
         behind = list(_timed(_pages(importer, far, far_pages), seconds))
+        began = time.perf_counter()
+        along = [
+            list(_timed(_pages(importer, offset, _AT_A_POINT), seconds))
+            for offset in _tenths(items)
+            if time.perf_counter() - began < seconds
+        ]
     return Baseline(
         start=_summed(start, 0),
         far=_summed(behind, far),
         same_items=list(map(_comparable, first.items)) == list(map(_comparable, reference.items)),
+        points=_points(along),
+        prefixes=_prefixes(start),
         before=before,
         after=target.memory(),
     )
@@ -244,6 +269,53 @@ def small(target: Target, pages: int, seconds: float) -> Small:
             if time.perf_counter() - started > seconds:
                 break
     return Small(_summed(importer_pages, 0), _summed(bare_pages, 0))
+
+
+class Start(msgspec.Struct, frozen=True):
+    """From the start of the process to the first answer that says it is ready, in seconds."""
+
+    best: float
+    median: float
+    times: int
+
+
+def start(launch: Callable[[], AbstractContextManager[Target]], times: int) -> Start:
+    """Starts against a database that runs. One before them fills caches, Python's compiled modules among them."""
+    taken = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        with launch() as target:
+            while not _ready(target):
+                time.sleep(0.005)
+            taken.append(time.perf_counter() - began)
+    return Start(min(taken[1:]), median(taken[1:]), times)
+
+
+def _ready(target: Target) -> bool:
+    with closing(http.client.HTTPConnection(urlsplit(target.url).netloc, timeout=_TIMEOUT_SECONDS)) as connection:
+        connection.request("GET", "/-/readyz")
+        return connection.getresponse().status == 200
+
+
+def _tenths(items: int) -> list[int]:
+    """Offsets from the beginning to nine tenths, each at the beginning of a page."""
+    return sorted({items * tenth // 10 // PAGE_ITEMS * PAGE_ITEMS for tenth in range(10)})
+
+
+def _points(pages: Sequence[Sequence[_Timed]]) -> tuple[Point, ...]:
+    return tuple(
+        Point(some[0].offset, median(page.answer_seconds * 1000 for page in some if page.items))
+        for some in pages
+        if some and some[0].items
+    )
+
+
+def _prefixes(pages: Sequence[_Timed]) -> tuple[tuple[int, float], ...]:
+    found, items, seconds = [], 0, 0.0
+    for page in pages:
+        items, seconds = items + page.items, seconds + page.seconds
+        found.append((items, seconds))
+    return tuple(found)
 
 
 def far_offset(items: int) -> int:
@@ -364,5 +436,12 @@ def _summed(pages: Sequence[_Timed], offset: int) -> Pages:
 
 
 def _comparable(item: dict[str, object]) -> dict[str, object]:
-    """An item with its fractions rounded: the baseline's driver widens a real 4.8 to 4.800000190734863."""
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in item.items()}
+    """An item with its fractions rounded and without nulls.
+
+    A baseline's driver widens a real 4.8 to 4.800000190734863, and Datasette serves what is NULL as null.
+    """
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in item.items()
+        if value is not None
+    }

@@ -1,5 +1,6 @@
-"""The memory of a service: its own process and those it started, from /proc."""
+"""The memory and CPU time of a service: its own process and those it started, from /proc."""
 
+import os
 import re
 from pathlib import Path
 
@@ -23,3 +24,12 @@ def memory_of(process_id: int) -> Memory:
         below = memory_of(int(child))
         now, peak = now + below.now, peak + below.peak
     return Memory(now, peak)
+
+
+def cpu_seconds_of(process_id: int) -> float:
+    """CPU time of a process and all below it, so far. Raises OSError where it is gone."""
+    fields = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text(encoding="ascii").split():
+        seconds += cpu_seconds_of(int(child))
+    return seconds

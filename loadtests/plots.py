@@ -2,12 +2,16 @@
 
 import io
 from collections.abc import Sequence
+from statistics import linear_regression, median
 from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
+from loadtests.measure import PAGE_ITEMS, Point
 from loadtests.profiles import Recording, Sample
+from loadtests.report import Figures
 from loadtests.verdict import IMPORTERS
 
 Theme = Literal["light", "dark"]
@@ -53,7 +57,7 @@ def svg(drawn: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def load(recording: Recording, samples: Sequence[Sample], theme: Theme) -> Figure:
+def load(title: str, recording: Recording, samples: Sequence[Sample], theme: Theme) -> Figure:
     """A load run over its time: latency by who asked, items a second, and what the service needed."""
     drawn, (latency, items, memory) = figure(theme, 9, 7.2, 3)
     kinds = sorted({request.kind for request in recording.requests}, key=lambda kind: (kind not in IMPORTERS, kind))
@@ -73,7 +77,7 @@ def load(recording: Recording, samples: Sequence[Sample], theme: Theme) -> Figur
             )
     latency.set_yscale("log")
     latency.set_ylabel("ms a request")
-    latency.set_title("Answers", loc="left", fontsize="medium")
+    latency.set_title(title, loc="left", fontsize="medium")
     legend(latency, theme, loc="upper right")
 
     importers = [request for request in recording.requests if request.kind in IMPORTERS and request.status == 200]
@@ -114,3 +118,66 @@ def load(recording: Recording, samples: Sequence[Sample], theme: Theme) -> Figur
 def _named(kind: str) -> str:
     names = {"Importer": "importer", "DeltaImporter": "importer, deltas", "WrongToken": "wrong tokens, refused"}
     return names.get(kind, kind)
+
+
+def latency_by_offset(figures: Figures, theme: Theme) -> Figure:
+    """What a page costs, by how far into the catalog it lies."""
+    drawn, [axis] = figure(theme, 8, 3.8)
+    for name, points in _named_points(figures).items():
+        axis.plot([point.offset for point in points], [point.ms for point in points], marker="o", ms=4, label=name)
+    axis.set_yscale("log")
+    axis.set_title(f"In a catalog of {figures.items:,} products", loc="left", fontsize="medium")
+    axis.set_xlabel("offset of the page")
+    axis.set_ylabel("ms for a page of 1000")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_major_formatter("{x:,g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    legend(axis, theme, loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
+
+
+def sync_by_size(figures: Figures, theme: Theme) -> Figure:
+    """What a whole sync takes, by the size of the catalog: measured as far as pages were asked for, then projected."""
+    drawn, [axis] = figure(theme, 8, 3.8)
+    prefixes = {"clerk-feed": figures.walk.prefixes} if figures.walk else {}
+    prefixes |= {name: other.prefixes for name, other in figures.others.items()}
+    points = _named_points(figures)
+    for color, (name, measured) in zip(COLORS[theme], prefixes.items(), strict=False):
+        ran = measured[-1][0]
+        known = [(items, seconds) for items, seconds in measured if items >= SIZES[0]] or [measured[-1]]
+        axis.plot(*zip(*known, strict=True), color=color, linewidth=2.2, label=name)
+        overhead = measured[-1][1] / sum_of(points[name], ran)
+        beyond = [known[-1]] + [(size, sum_of(points[name], size) * overhead) for size in SIZES if size > ran]
+        axis.plot(*zip(*beyond, strict=True), color=color, linewidth=1.4, linestyle=(0, (2, 2)))
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_title(f"Measured in a catalog of {figures.items:,} products", loc="left", fontsize="medium")
+    axis.set_xlim(SIZES[0], SIZES[-1])
+    axis.set_xlabel("products, page by page at limit 1000; dotted: projected from the latencies measured")
+    ticks = {"1 s": 1, "10 s": 10, "1 min": 60, "10 min": 600, "1 h": 3600, "6 h": 21_600, "1 day": 86_400}
+    axis.set_yticks(list(ticks.values()), list(ticks))
+    axis.minorticks_off()
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    legend(axis, theme, loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
+
+
+SIZES = [round(10 ** (exponent / 8)) for exponent in range(32, 57)]
+"""Catalogs from 10 thousand to 10 million."""
+
+
+def sum_of(points: Sequence[Point], items: int) -> float:
+    """Seconds that the pages of so many items take, if a page's latency goes straight on from what was measured."""
+    pages = -(-items // PAGE_ITEMS)
+    offsets = [point.offset for point in points]
+    if len(set(offsets)) < 2:
+        return pages * points[0].ms / 1000
+    slope, base = linear_regression(offsets, [point.ms for point in points])
+    if slope < 0 or base < 0:  # a flat line with noise
+        slope, base = 0.0, median(point.ms for point in points)
+    return (pages * base + slope * PAGE_ITEMS * pages * (pages - 1) / 2) / 1000
+
+
+def _named_points(figures: Figures) -> dict[str, Sequence[Point]]:
+    found: dict[str, Sequence[Point]] = {"clerk-feed": figures.walk.points} if figures.walk else {}
+    return found | {name: other.points for name, other in figures.others.items()}

@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from app.clerk.standin import running
-from loadtests.memory import Memory, memory_of
+from loadtests.baselines import datasette_file
+from loadtests.memory import Memory, cpu_seconds_of, memory_of
 
 TOKEN = "bench-token"  # noqa: S105 (good for the stand-in only)
 PUBLIC_KEY = "bench-public-key"
@@ -33,19 +34,19 @@ class Target(msgspec.Struct, frozen=True):
 
     url: str
     process_id: int
+    path: str = "/bench/products"
+    query: str = "limit={{limit}}&offset={{offset}}"
 
     def feed(self, *, paged: bool = True) -> str:
         """The URL as it would be entered at Clerk."""
-        return f"{self.url}/bench/products" + ("?limit={{limit}}&offset={{offset}}" if paged else "")
+        return self.url + self.path + (f"?{self.query}" if paged else "")
 
     def memory(self) -> Memory:
         return memory_of(self.process_id)
 
     def cpu_seconds(self) -> float:
-        """CPU time used so far, in user space and in the kernel."""
-        fields = Path(f"/proc/{self.process_id}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
-        user, system = fields.split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        """CPU time used so far by the process and those it started, in user space and in the kernel."""
+        return cpu_seconds_of(self.process_id)
 
 
 def standin() -> AbstractContextManager[str]:
@@ -99,6 +100,27 @@ def fastapi_app(dsn: str, verify_url: str, folder: Path) -> Iterator[Target]:
     running = r"Uvicorn running on (http://\S+)"
     with _running(command, folder / "fastapi.log", running, "Uvicorn running", environment) as target:
         yield target
+
+
+@contextmanager
+def django_app(dsn: str, verify_url: str, folder: Path) -> Iterator[Target]:
+    """Django REST framework under gunicorn, one worker with threads, which keeps connections alive."""
+    command = [sys.executable, "-m", "gunicorn", "loadtests.baselines.django_app:application"]
+    command += ["--bind", "127.0.0.1:0", "--worker-class", "gthread", "--threads", "4", "--keep-alive", "30"]
+    environment = {"DATABASE_URL": dsn, "VERIFY_URL": verify_url, "PUBLIC_KEY": PUBLIC_KEY}
+    listening = r"Listening at: (http://\S+)"
+    with _running(command, folder / "django.log", listening, "Booting worker", environment) as target:
+        yield target
+
+
+@contextmanager
+def datasette(file: Path, folder: Path) -> Iterator[Target]:
+    """Datasette on a SQLite file, whose pages it may make as large as ours."""
+    command = [sys.executable, "-m", "datasette", "serve", "--immutable", str(file), "--port", "0"]
+    command += ["--setting", "max_returned_rows", "1000", "--setting", "sql_time_limit_ms", "60000"]
+    command += ["--setting", "default_facet_size", "1", "--setting", "suggest_facets", "off"]
+    with _running(command, folder / "datasette.log", r"Uvicorn running on (http://\S+)", "Uvicorn running") as target:
+        yield msgspec.structs.replace(target, path="/bench/products.json", query=datasette_file.QUERY)
 
 
 def _settings(dsn: str, verify_url: str, stores: Mapping[str, str], paced: bool, of_store: str) -> str:

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.measure import Baseline, Pages, Small, Stream, Walk
+from loadtests.measure import Baseline, Pages, Small, Start, Stream, Walk
 
 _QUIET_WAITS = 0.15
 """The bench alone has at most two processes at work at a time, but for the stream."""
@@ -58,8 +58,21 @@ class Figures(msgspec.Struct, frozen=True):
     machine: Machine
     walk: Walk | None = None
     baseline: Baseline | None = None
+    django: Baseline | None = None
+    datasette: Baseline | None = None
     streams: tuple[Stream, ...] = ()
     small: Small | None = None
+    start: Start | None = None
+
+    @property
+    def others(self) -> dict[str, Baseline]:
+        """What was measured beside clerk-feed, by name."""
+        named = {
+            "FastAPI + SQLAlchemy": self.baseline,
+            "Django REST framework": self.django,
+            "Datasette, by key": self.datasette,
+        }
+        return {name: measured for name, measured in named.items() if measured}
 
     def goals(self) -> list[Goal]:
         goals = []
@@ -103,6 +116,9 @@ class Figures(msgspec.Struct, frozen=True):
                 name = f"the stream in {stream.coding}, against the uncompressed one"
                 note = f"{_ratio(plain.megabytes, stream.megabytes):.1f} times smaller"
                 goals.append(Goal(name, speed, 0.5, "x", at_most=False, note=note))
+        if start := self.start:
+            note = f"{start.best:.2f} at best"
+            goals.append(Goal("ready after the start, median", start.median, 1.0, " s", at_most=True, note=note))
         return goals
 
     def as_data(self) -> dict[str, object]:
@@ -112,14 +128,18 @@ class Figures(msgspec.Struct, frozen=True):
             "machine": msgspec.to_builtins(self.machine),
             "walk": _data(self.walk),
             "baseline": _data(self.baseline),
+            "django": _data(self.django),
+            "datasette": _data(self.datasette),
             "streams": [_data(stream) for stream in self.streams],
             "small": _data(self.small),
+            "start": _data(self.start),
             "goals": [{**msgspec.to_builtins(goal), "reached": goal.reached} for goal in self.goals()],
         }
 
 
 def machine(postgresql: str) -> Machine:
-    packages = ("clerk-feed", "hypercorn", "asyncpg", "msgspec", "uvloop", "fastapi", "sqlalchemy", "uvicorn")
+    packages = ["clerk-feed", "hypercorn", "asyncpg", "msgspec", "uvloop", "fastapi", "sqlalchemy", "uvicorn"]
+    packages += ["django", "djangorestframework", "gunicorn", "psycopg", "datasette"]
     return Machine(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         python=platform.python_version(),
@@ -161,13 +181,14 @@ def show(figures: Figures, console: Console) -> None:
             f"Pages of the walk: the first took {walk.first_page_ms:.1f} ms, the last {walk.last_page_ms:.1f} ms;"
             f" medians of the first and the last 20: {walk.first_pages_ms:.2f} and {walk.last_pages_ms:.2f} ms."
         )
-    if baseline := figures.baseline:
-        console.print(
-            f"The baseline was asked for {baseline.start.pages} and {baseline.far.pages} pages only: by LIMIT and"
-            " OFFSET each page costs more than the one before, and a walk of all would take hours."
-        )
+    for name, baseline in figures.others.items():
         if not baseline.same_items:
-            console.print("[bold red]The baseline's first page did not hold what clerk-feed's held.[/]")
+            console.print(f"[bold red]{name}: its first page did not hold what clerk-feed's held.[/]")
+    if figures.baseline or figures.django:
+        console.print(
+            "The baselines were asked for some pages only: by LIMIT and OFFSET each page costs more than the one"
+            " before, and a walk of all would take hours."
+        )
     for trouble in troubles(figures.machine):
         console.print(f"[bold]{trouble}: the figures are too low.[/]")
 
@@ -203,8 +224,8 @@ def _walks(figures: Figures) -> Table:
         row("clerk-feed, " + ("all" if walk.complete else "what the time allowed"), walk.whole, _peak(walk))
         row("  from offset 0", walk.start)
         row(f"  from offset {walk.far.offset:,}", walk.far)
-    if baseline := figures.baseline:
-        row("FastAPI + SQLAlchemy, from offset 0", baseline.start, _peak(baseline))
+    for name, baseline in figures.others.items():
+        row(f"{name}, from offset 0", baseline.start, _peak(baseline))
         row(f"  from offset {baseline.far.offset:,}", baseline.far)
     return table
 
@@ -279,4 +300,7 @@ def _data(struct: msgspec.Struct | None) -> dict[str, object] | None:
         return None
     names = [*struct.__struct_fields__, *(n for n, v in vars(type(struct)).items() if isinstance(v, property))]
     values = {name: getattr(struct, name) for name in names}
-    return {name: _data(value) if isinstance(value, msgspec.Struct) else value for name, value in values.items()}
+    return {
+        name: _data(value) if isinstance(value, msgspec.Struct) else msgspec.to_builtins(value)
+        for name, value in values.items()
+    }
