@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -172,8 +174,32 @@ def unit(tmp_path: Path) -> Path:
     return path
 
 
-def test_systemd_understands_every_line_of_the_unit(unit: Path) -> None:
-    assert not passes(tool("systemd-analyze"), "verify", unit).strip()
+def test_systemd_understands_every_line_of_the_units(unit: Path) -> None:
+    listener = unit.with_suffix(".socket")
+    listener.write_text((DEPLOY / "systemd" / "clerk-feed.socket").read_text())
+    assert not passes(tool("systemd-analyze"), "verify", unit, listener).strip()
+
+
+def test_the_socket_unit_listens_where_the_service_would() -> None:
+    text = (DEPLOY / "systemd" / "clerk-feed.socket").read_text()
+    assert re.findall(r"^ListenStream=(.+)$", text, re.MULTILINE) == list(Settings().server.bind)
+
+
+def test_under_systemd_the_unit_is_told_when_it_is_ready_and_reloaded(
+    unit: Path, serve: Serve, database: Database, clerk: FakeClerk, tmp_path: Path
+) -> None:
+    text = unit.read_text()
+    assert "Type=notify\n" in text
+    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in text
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.settimeout(60)
+        config = base_config(database.dsn, clerk.verify_url) + '[stores.shop]\npublic_key = "key-shop"\n'
+        service = serve(config, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        assert told.recv(100) == b"READY=1"
+        service.process.send_signal(signal.SIGHUP)
+        assert told.recv(100).startswith(b"RELOADING=1")
+        assert told.recv(100) == b"READY=1"
 
 
 def test_systemd_finds_the_unit_hardened(unit: Path) -> None:
