@@ -244,6 +244,7 @@ class Supervisor:
         reader, link = await asyncio.open_connection(sock=ours)
         worker = _Worker(process, link)
         orders = Orders(plan.text, str(self._path), plan.dsn, numbers, admin.fileno(), greets)
+        line = b""
         try:
             with suppress(ConnectionError):
                 link.write(msgspec.json.encode(orders) + b"\n")
