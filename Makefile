@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long bench load soak eager attack dist size check fmt
+.PHONY: demo test test-long bench bench-xl load soak eager attack dist size check fmt
 
 demo: $(VENV)/installed-demo
 	@$(BIN)/clerk-feed demo $(if $(EXIT),--exit)
@@ -16,11 +16,15 @@ test: $(VENV)/installed
 test-long: $(VENV)/installed
 	MODEL_EXAMPLES=2000 $(BIN)/pytest -n auto tests/test_model.py
 
-# ITEMS=200000 for a quick look, JSON=FILE to keep the figures, ONLY=walk|baseline|django|datasette|stream|small|start
+# ITEMS=200000 for a quick look, JSON=FILE to keep the figures, ONLY=walk|baseline|django|datasette|stream|small|start|rendered
 # for a part, PLOTS=DIR for the plots of README.md.
 bench: $(VENV)/installed
 	@$(BIN)/python -m loadtests.bench $(if $(ITEMS),--items $(ITEMS)) $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(PLOTS),--plots $(PLOTS))
+
+# A rendered feed of 10 000 000 products, on a data folder of its own; ITEMS and JSON as above.
+bench-xl: $(VENV)/installed
+	@$(BIN)/python -m loadtests.bench_xl $(if $(ITEMS),--items $(ITEMS)) $(if $(JSON),--json $(JSON))
 
 # Walks, changes and faults, MINUTES=15 of them; SEED=… repeats one.
 soak: $(VENV)/installed

@@ -20,13 +20,13 @@ from rich.console import Console
 
 from app.catalog.embedded import Embedded, EmbeddedError
 from app.clerk.importer import ImportFailedError
-from loadtests import catalog, measure, plots, report
+from loadtests import catalog, measure, plots, rendered, report
 from loadtests.baselines import datasette_file
 from loadtests.processes import ProcessError, Target, clerk_feed, datasette, django_app, fastapi_app, standin
 
 _COMPARED_PAGES = 50
 _FAR_PAGES = 10
-_NAMES = ("walk", "baseline", "django", "datasette", "stream", "small", "start")
+_NAMES = ("walk", "baseline", "django", "datasette", "stream", "small", "start", "rendered")
 _STARTS = 5
 
 
@@ -146,8 +146,15 @@ def _run(
         figures = msgspec.structs.replace(figures, small=small)
     if "start" in names:
         say(f"clerk-feed: {_STARTS} starts …")
-        ready = measure.start(lambda: clerk_feed(dsn, url, data_dir), _STARTS)
-        figures = msgspec.structs.replace(figures, start=ready)
+        started = measure.start(lambda: clerk_feed(dsn, url, data_dir), _STARTS)
+        figures = msgspec.structs.replace(figures, start=started)
+    if "rendered" in names:
+        # Last: it changes the source.
+        refreshing = uvloop.run(rendered.refresh(dsn, items, say, server))
+        say("clerk-feed, rendered: walks, all items in one answer, and COPY …")
+        table = uvloop.run(rendered.items_table(dsn))
+        ready = rendered.rendered(server, dsn, url, data_dir, items, refreshing, table, seconds)
+        figures = msgspec.structs.replace(figures, rendered=ready)
     if waited is not None and (waited_since := report.cpu_waited()) is not None:
         machine = msgspec.structs.replace(machine, cpu_waits=(waited_since - waited) / (time.monotonic() - began))
     if ticks is not None and (now := report.cpu_ticks()) is not None:

@@ -167,9 +167,9 @@ def walk(target: Target, items: int, compared_pages: int, seconds: float) -> Wal
         raise ImportFailedError(f"the walk brought {there} items of {items}")
     far = far_offset(items)
     return Walk(
-        whole=_summed(timed, 0),
-        start=_summed(full[:compared_pages], 0),
-        far=_summed([page for page in full if page.offset >= far][:compared_pages], far),
+        whole=summed(timed, 0),
+        start=summed(full[:compared_pages], 0),
+        far=summed([page for page in full if page.offset >= far][:compared_pages], far),
         complete=complete,
         first_page_ms=times[0],
         last_page_ms=times[-1],
@@ -197,8 +197,8 @@ def baseline(target: Target, reference: Page, items: int, pages: int, far_pages:
             if time.perf_counter() - began < seconds
         ]
     return Baseline(
-        start=_summed(start, 0),
-        far=_summed(behind, far),
+        start=summed(start, 0),
+        far=summed(behind, far),
         same_items=list(map(_comparable, first.items)) == list(map(_comparable, reference.items)),
         points=_points(along),
         prefixes=_prefixes(start),
@@ -260,7 +260,7 @@ def small(target: Target, pages: int, seconds: float) -> Small:
     with closing(_importer(target, SMALL_ITEMS)) as importer:
         list(islice(_around(importer), warm))
         importer_pages = list(_timed(islice(_around(importer), pages), seconds))
-    with closing(_BareClient(target.feed(), SMALL_ITEMS)) as bare:
+    with closing(BareClient(target.feed(), SMALL_ITEMS)) as bare:
         list(islice(bare.around(), warm))
         started = time.perf_counter()
         bare_pages = []
@@ -268,7 +268,7 @@ def small(target: Target, pages: int, seconds: float) -> Small:
             bare_pages.append(page)
             if time.perf_counter() - started > seconds:
                 break
-    return Small(_summed(importer_pages, 0), _summed(bare_pages, 0))
+    return Small(summed(importer_pages, 0), summed(bare_pages, 0))
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -323,7 +323,7 @@ def far_offset(items: int) -> int:
     return items * 9 // 10 // PAGE_ITEMS * PAGE_ITEMS
 
 
-class _BareClient:
+class BareClient:
     """A walk over one socket: a request is one send, an answer is its length and as many bytes."""
 
     def __init__(self, url: str, limit: int) -> None:
@@ -334,17 +334,28 @@ class _BareClient:
         headers = {"Host": parts.netloc, **_headers()}
         self._rest = " HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
         self._target = parts.path
-        self._buffer = bytearray(_BLOCK_BYTES)
+        # The answer as a whole lies in it.
+        self._buffer = bytearray(4 * _BLOCK_BYTES)
+
+    def walk(self) -> Iterator[_Timed]:
+        """Pages of one walk, the empty one at its end included."""
+        offset = 0
+        while True:
+            page = self.page(offset)
+            yield page
+            if not page.items:
+                return
+            offset += self._limit
 
     def around(self) -> Iterator[_Timed]:
         """Pages of walk after walk; the empty ones at their ends are pages too."""
         offset = 0
         while True:
-            page = self._page(offset)
+            page = self.page(offset)
             yield page
             offset = offset + self._limit if page.items else 0
 
-    def _page(self, offset: int) -> _Timed:
+    def page(self, offset: int) -> _Timed:
         request = f"GET {self._target}?limit={self._limit}&offset={offset}{self._rest}".encode()
         started = time.perf_counter()
         self._socket.sendall(request)
@@ -421,7 +432,7 @@ def _timed(pages: Iterator[Page], seconds: float) -> Iterator[_Timed]:
             return
 
 
-def _summed(pages: Sequence[_Timed], offset: int) -> Pages:
+def summed(pages: Sequence[_Timed], offset: int) -> Pages:
     times = sorted(page.answer_seconds * 1000 for page in pages if page.items)
     return Pages(
         offset=offset,
@@ -433,6 +444,10 @@ def _summed(pages: Sequence[_Timed], offset: int) -> Pages:
         p50_ms=median(times) if times else 0.0,
         p99_ms=times[min(len(times) - 1, len(times) * 99 // 100)] if times else 0.0,
     )
+
+
+def middle(times: Sequence[float]) -> float:
+    return median(times) if times else 0.0
 
 
 def _comparable(item: dict[str, object]) -> dict[str, object]:

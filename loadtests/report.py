@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.measure import Baseline, Pages, Small, Start, Stream, Walk
+from loadtests.rendered import Rendered, RenderedWalk
 
 _QUIET_WAITS = 0.15
 """The bench alone has at most two processes at work at a time, but for the stream."""
@@ -63,6 +64,7 @@ class Figures(msgspec.Struct, frozen=True):
     streams: tuple[Stream, ...] = ()
     small: Small | None = None
     start: Start | None = None
+    rendered: Rendered | None = None
 
     @property
     def others(self) -> dict[str, Baseline]:
@@ -119,7 +121,34 @@ class Figures(msgspec.Struct, frozen=True):
         if start := self.start:
             note = f"{start.best:.2f} at best"
             goals.append(Goal("ready after the start, median", start.median, 1.0, " s", at_most=True, note=note))
+        if self.rendered:
+            goals += self._rendered_goals(self.rendered)
         return goals
+
+    def _rendered_goals(self, rendered: Rendered) -> list[Goal]:
+        copy, importer = rendered.copy_items_per_second, rendered.importer
+        goals = [
+            Goal(
+                "rendered walk, against COPY",
+                _ratio(rendered.walk.pages.items_per_second, copy),
+                0.8,
+                "x",
+                at_most=False,
+            )
+        ]
+        if rendered.stream:
+            speed = _ratio(rendered.stream.items_per_second, copy)
+            goals.append(Goal("rendered stream, against COPY", speed, 1.0, "x", at_most=False))
+        for name, other, target in (
+            ("rendered walk, against the columns", self.walk.whole if self.walk else None, 3.0),
+            ("rendered walk, against the baseline", self.baseline.start if self.baseline else None, 30.0),
+        ):
+            if importer and other:
+                alone = _ratio(importer.whole.answered_items_per_second, other.answered_items_per_second)
+                decoded = _ratio(importer.whole.items_per_second, other.items_per_second)
+                note = f"by the answers alone; {decoded:.1f}x with the importer's decoding"
+                goals.append(Goal(name, alone, target, "x", at_most=False, note=note))
+        return goals + _refresh_goals(rendered)
 
     def as_data(self) -> dict[str, object]:
         """For JSON, the derived figures included."""
@@ -133,8 +162,34 @@ class Figures(msgspec.Struct, frozen=True):
             "streams": [_data(stream) for stream in self.streams],
             "small": _data(self.small),
             "start": _data(self.start),
+            "rendered": _data(self.rendered),
             "goals": [{**msgspec.to_builtins(goal), "reached": goal.reached} for goal in self.goals()],
         }
+
+
+def _refresh_goals(rendered: Rendered) -> list[Goal]:
+    refreshing = rendered.refreshing
+    slower = _ratio(refreshing.changed_seconds, refreshing.copy_seconds)
+    grown = (refreshing.bytes_after - refreshing.bytes_before) / 1e6
+    return [
+        Goal("refresh with 1 % changed, against COPY of row_to_json", slower, 1.6, "x", at_most=True),
+        Goal(
+            f"growth of the tables by {len(refreshing.unchanged_seconds)} refreshes without change",
+            grown, 0.0, " MB", at_most=True,
+        ),
+    ]  # fmt: skip
+
+
+def xl_goals(rendered: Rendered) -> list[Goal]:
+    """The targets at ten million items."""
+    walk = rendered.walk
+    return [
+        Goal("the walk", walk.pages.seconds, 60.0, " s", at_most=True),
+        Goal("last 20 pages against the first 20, medians", _ratio(walk.last_pages_ms, walk.first_pages_ms), 1.2, "x",
+             at_most=True),
+        Goal("memory growth by the walk", walk.growth, 40.0, " MB", at_most=True),
+        *_refresh_goals(rendered),
+    ]  # fmt: skip
 
 
 def machine(postgresql: str) -> Machine:
@@ -172,10 +227,15 @@ def cpu_ticks() -> tuple[int, int] | None:
 
 def show(figures: Figures, console: Console) -> None:
     """The tables: what each came to, and the targets."""
-    for table in (_walks(figures), _small(figures), _stream(figures), _goals(figures)):
+    for table in (_walks(figures), _small(figures), _stream(figures)):
         if table.row_count:
             console.print(table)
             console.print()
+    if figures.rendered:
+        show_rendered(figures.rendered, console)
+    if goals := figures.goals():
+        console.print(_goals(goals))
+        console.print()
     if walk := figures.walk:
         console.print(
             f"Pages of the walk: the first took {walk.first_page_ms:.1f} ms, the last {walk.last_page_ms:.1f} ms;"
@@ -261,13 +321,57 @@ def _stream(figures: Figures) -> Table:
     return table
 
 
-def _goals(figures: Figures) -> Table:
+def show_rendered(rendered: Rendered, console: Console, goals: list[Goal] | None = None) -> None:
+    """The table of a rendered feed, and some targets."""
+    table = _table(f"{rendered.items:,} products, rendered")
+    for heading in ("items/s", "MB/s", "seconds", "p50 ms", "p99 ms", "peak MB"):
+        table.add_column(heading, justify="right")
+    table.add_row("psql, COPY (SELECT doc …) TO STDOUT", f"{rendered.copy_items_per_second:,.0f}", "",
+                  f"{rendered.copy_seconds:.1f}")  # fmt: skip
+    walks: list[tuple[str, Pages, RenderedWalk | Walk]]
+    walks = [("clerk-feed, limit 1000, a bare socket", rendered.walk.pages, rendered.walk)]
+    if rendered.importer:
+        walks.append(("clerk-feed, limit 1000, the importer, who decodes", rendered.importer.whole, rendered.importer))
+    for name, pages, walk in walks:
+        table.add_row(
+            name,
+            f"{pages.items_per_second:,.0f}",
+            f"{pages.megabytes_per_second:,.1f}",
+            f"{pages.seconds:.1f}",
+            f"{pages.p50_ms:.2f}",
+            f"{pages.p99_ms:.2f}",
+            f"{walk.before.peak:.0f} → {walk.after.peak:.0f}",
+        )
+    if stream := rendered.stream:
+        table.add_row(
+            "clerk-feed, all in one answer",
+            f"{stream.items_per_second:,.0f}",
+            f"{stream.megabytes_per_second:,.1f}",
+            f"{stream.seconds:.1f}",
+            "",
+            "",
+            _peak(stream),
+        )
+    refreshing = rendered.refreshing
+    refreshes = [("psql, COPY (SELECT row_to_json …) TO STDOUT", refreshing.copy_seconds)]
+    refreshes.append(("first refresh", refreshing.first_seconds))
+    refreshes.append((f"refresh, {refreshing.changed:,} changed", refreshing.changed_seconds))
+    refreshes += [("refresh, nothing changed", seconds) for seconds in refreshing.unchanged_seconds]
+    for name, seconds in refreshes:
+        table.add_row(name, f"{rendered.items / seconds:,.0f}", "", f"{seconds:.1f}")
+    console.print(table)
+    console.print()
+    if goals:
+        console.print(_goals(goals))
+
+
+def _goals(goals: list[Goal]) -> Table:
     table = _table("Targets")
     table.add_column("measured", justify="right")
     table.add_column("target", justify="right")
     table.add_column("")
     table.add_column("")
-    for goal in figures.goals():
+    for goal in goals:
         word = "at most" if goal.at_most else "at least"
         digits = 2 if goal.measured < 10 else 1 if goal.measured < 100 else 0
         table.add_row(
@@ -292,6 +396,11 @@ def _peak(measured: Walk | Baseline | Stream) -> str:
 
 def _ratio(one: float, other: float) -> float:
     return one / other if other else 0.0
+
+
+def data(struct: msgspec.Struct) -> dict[str, object]:
+    """Fields and properties, all the way down."""
+    return _data(struct) or {}
 
 
 def _data(struct: msgspec.Struct | None) -> dict[str, object] | None:

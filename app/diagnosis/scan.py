@@ -6,7 +6,7 @@ and what is looked at is what Clerk would get.
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import msgspec
@@ -74,7 +74,7 @@ class Scan:
             async for batch in self._reader.batches(self._store, source, Span(), limit):
                 body = b"[" + batch.source.encoder.encode(batch.items, "json") + b"]"
                 self._reader.seen(batch.source, len(batch.items), len(body))
-                items = _decoded(batch.source, batch.items, body, unreadable)
+                items = _decoded(batch.source, cast("list[Any]", batch.items), body, unreadable)
                 inspection.look(items)
                 for invalid in batch.invalid:
                     inspection.missing(invalid.id, invalid.missing)

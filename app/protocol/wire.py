@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import starmap
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -62,6 +62,20 @@ class Items(msgspec.Struct, frozen=True):
         return Items(self.valid[:count], self.invalid[:invalid], self.invalid_places[:invalid])
 
 
+class Lines(msgspec.Struct, frozen=True):
+    """Some items that stand ready as JSON, a line each."""
+
+    body: bytes
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @classmethod
+    def of(cls, docs: list[bytes]) -> "Lines":
+        return cls(b"\n".join([*docs, b""]), len(docs))
+
+
 class ItemEncoder:
     """Encodes the rows of one source. Built once when the source is described."""
 
@@ -101,22 +115,25 @@ class ItemEncoder:
                 valid.append(self._item(*values))
         return Items(valid, invalid, places)
 
-    def encode(self, items: Iterable[Any], format: Format) -> bytes:
+    def encode(self, items: Iterable[Any] | Lines, format: Format) -> bytes:
         """One chunk: lines in NDJSON; in JSON the inside of an array, without its brackets."""
-        batch = items if isinstance(items, list) else list(items)
+        batch = items if isinstance(items, list) else list(cast("Iterable[Any]", items))
         if format == "ndjson":
             return self._encoder.encode_lines(batch)
         return self._encoder.encode(batch)[1:-1]
 
 
 class LineEncoder:
-    """Joins items that stand ready as JSON, one line each. Rows are a flag, the id and the line."""
+    """Sends items that stand ready as JSON, without looking at them. Rows are a flag, the id and the line."""
 
     def items(self, rows: Sequence[Row]) -> Items:
         return Items([row[2] for row in rows], [], [])
 
-    def encode(self, items: Iterable[Any], format: Format) -> bytes:
+    def encode(self, items: Iterable[Any] | Lines, format: Format) -> bytes:
         """One chunk, like ItemEncoder's."""
+        if isinstance(items, Lines):
+            # No item has a raw line break in it.
+            return items.body if format == "ndjson" else items.body[:-1].replace(b"\n", b",")
         if format == "ndjson":
             return b"".join(piece for line in items for piece in (line, b"\n"))
         return b",".join(items)
