@@ -284,12 +284,14 @@ async def described(service: Service, settings: Settings) -> dict[tuple[str, Fee
 
 async def connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
     """A pool on the database, waited for as long as resume_for: it may be starting too."""
+    ours = settings.database
+    key = "state_dsn" if ours.state_dsn and ours.state_dsn.reveal() == dsn else "dsn"
     patience = Patience(settings.database.resume_for.seconds)
     while True:
         try:
             return await Pool.open(dsn, settings.database, emit)
         except asyncpg.ClientConfigurationError as error:
-            raise StartError(f"database.dsn in feed.toml can't be used: {error}.") from None
+            raise StartError(f"database.{key} in feed.toml can't be used: {error}.") from None
         except LOST as error:
             if not patience.attempts:
                 seconds = settings.database.resume_for.seconds
@@ -299,14 +301,16 @@ async def connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
             except Refusal:
                 raise StartError(
                     f"The database does not answer ({type(error).__name__}: {error})."
-                    " Check that PostgreSQL runs and that database.dsn in feed.toml names it."
+                    f" Check that PostgreSQL runs and that database.{key} in feed.toml names it."
                 ) from None
         except ValueError as error:
             raise StartError(
-                f"database.dsn in feed.toml is not a URL of PostgreSQL ({type(error).__name__})."
+                f"database.{key} in feed.toml is not a URL of PostgreSQL ({type(error).__name__})."
             ) from None
         except asyncpg.PostgresError as error:
-            raise StartError(f"PostgreSQL refused the connection: {error}. Check database.dsn in feed.toml.") from None
+            raise StartError(
+                f"PostgreSQL refused the connection: {error}. Check database.{key} in feed.toml."
+            ) from None
 
 
 async def _standbys(settings: Settings, emit: Emit, stack: AsyncExitStack) -> Pool | None:

@@ -191,3 +191,14 @@ def test_a_server_that_is_no_standby_of_the_primary_stops_the_start(
         serve(
             configured(other.dsn, clerk, database=f'state_dsn = "{database.dsn}"\nresume_for = "500ms"'),
         )
+
+
+def test_a_primary_that_does_not_answer_is_named_by_its_key(database: Database, clerk: FakeClerk, serve: Serve) -> None:
+    with pytest.raises(AssertionError, match=r"database\.state_dsn in feed\.toml names it"):
+        serve(
+            configured(
+                database.dsn,
+                clerk,
+                database='state_dsn = "postgresql://me@127.0.0.1:1/shop"\nresume_for = "200ms"',
+            )
+        )
