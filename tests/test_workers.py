@@ -229,7 +229,7 @@ def test_a_reload_takes_a_renewed_certificate(
     (folder / "server.key").write_text("-----BEGIN PRIVATE KEY-----\nnonsense\n-----END PRIVATE KEY-----\n")
     service.process.send_signal(signal.SIGHUP)
     [refused] = said(service, "ReloadRefused")
-    assert "certfile" in str(refused["reason"])
+    assert "keyfile" in str(refused["reason"])
     assert serial(service) != first
 
 
