@@ -51,9 +51,29 @@ def test_the_bench_compares_like_with_like(bench: tuple[str, dict[str, Any]]) ->
 
 
 @pytest.mark.slow
+def test_the_bench_measures_the_rendered_feed_beside_copy(bench: tuple[str, dict[str, Any]]) -> None:
+    printed, figures = bench
+    rendered = figures["rendered"]
+    assert rendered["walk"]["pages"]["items"] == rendered["importer"]["whole"]["items"] == ITEMS
+    assert rendered["stream"]["items"] == ITEMS
+    assert rendered["refreshing"]["changed"] == ITEMS // 100
+    assert rendered["refreshing"]["bytes_after"] == rendered["refreshing"]["bytes_before"]
+    assert rendered["copy_items_per_second"] > 0
+    assert "COPY (SELECT doc …) TO STDOUT" in printed
+
+
+def test_bench_xl_is_skipped_where_the_disk_is_too_small(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loadtests.bench_xl", "--items", "1000000000000", "--data-dir", str(tmp_path)]
+    root = Path(__file__).parents[1]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("Skipped: it takes 2500000 GB")
+
+
+@pytest.mark.slow
 def test_the_bench_measures_every_target(bench: tuple[str, dict[str, Any]]) -> None:
     printed, figures = bench
-    assert len(figures["goals"]) == 8
+    assert len(figures["goals"]) == 14
     for goal in figures["goals"]:
         assert goal["measured"] >= 0
         assert goal["name"] in printed

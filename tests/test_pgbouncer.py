@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.clerk import FakeClerk
-from tests.conftest import PRODUCTS, Database, Running, Serve, base_config
+from tests.conftest import PRODUCTS, Database, Hosted, Running, Serve, base_config, eventually
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 if PROGRAM is None:
@@ -94,6 +94,30 @@ def test_walks_streams_and_deltas_at_once_over_two_server_connections(
     assert service.get("/shop/products?limit=1&offset=0").lines[0]["colours"] == ["red", "blue"]
     assert service.events("Failed") == []
     assert service.events("Resumed") == []
+
+
+def test_rendered_feeds_are_refreshed_served_and_their_deletions_sent(
+    database: Database, bouncer: str, hosted: Hosted, serve: Serve
+) -> None:
+    clerk = FakeClerk()
+    clerk.url = hosted(clerk.app)
+    database.execute("create schema shop")
+    database.execute(PRODUCTS.replace("{s}", "shop"))
+    database.execute("insert into shop.products (id) select generate_series(1, 500)")
+    config = base_config(bouncer, clerk.verify_url, database="pgbouncer = true\npool_size = 6")
+    service = serve(
+        f'{config}\n[clerk]\napi_url = "{clerk.api_url}"\n[stores.shop]\npublic_key = "key-shop"\n'
+        'private_key = "private-key-shop"\n[stores.shop.feeds.products]\nrendered = true\nrefresh_every = "1s"\n'
+    )
+    eventually(lambda: service.get("/shop/products").status == 200)
+    with ThreadPoolExecutor(4) as threads:
+        walks = [threads.submit(walk, service, limit) for limit in (100, 60, 100, 60)]
+        assert all(sorted(set(done.result(60))) == list(range(1, 501)) for done in walks)
+    database.execute("delete from shop.products where id = 7; update shop.products set name = 'Table' where id = 8")
+    eventually(lambda: [7] in [ids for _, ids in clerk.deletions])
+    assert {item["id"]: item["name"] for item in service.get("/shop/products").lines}[8] == "Table"
+    assert service.events("Failed") == []
+    assert service.events("RefreshFailed") == []
 
 
 def test_standbys_may_be_behind_it_too(database: Database, bouncer: str, clerk: FakeClerk, serve: Serve) -> None:

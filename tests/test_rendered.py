@@ -398,7 +398,7 @@ def test_refreshes_without_change_do_not_grow_the_tables(rendered: RenderedShop)
     table = rendered.items_table()
     rendered.refresh()
     before = rendered.database.value("select pg_total_relation_size($1::text::regclass)", table)
-    for _ in range(20):
+    for _ in range(100):
         assert rendered.refresh().unchanged == 100
     assert rendered.database.value("select pg_total_relation_size($1::text::regclass)", table) == before
 

@@ -122,7 +122,8 @@ class Refresher:
         connection = await self._connect()
         watching: asyncio.Task[None] | None = None
         try:
-            id = await _registered(connection, store.name, feed)
+            async with connection.transaction():
+                id = await _registered(connection, store.name, feed)
             if watch:
                 watching = asyncio.create_task(self._watch(id, watch))
             return await self._recorded(
@@ -166,7 +167,8 @@ class Refresher:
     ) -> Summary | None:
         """The refresh, with its outcome on record and told, whatever it is."""
         started = time.monotonic()
-        began = await connection.fetchval("select clock_timestamp()::text")
+        async with connection.transaction():
+            began = await connection.fetchval("select clock_timestamp()::text")
         try:
             summary = await _refreshed(
                 connection, id, store, feed, accept_shrink=accept_shrink, unless_tried_within=unless_tried_within
@@ -195,10 +197,11 @@ class Refresher:
             try:
                 while True:
                     await asyncio.sleep(0.5)
-                    done = await connection.fetchval(f"select last_value from {_sequence(id)}")  # noqa: S608
-                    expected = await connection.fetchval(
-                        "select items + invalid from clerk_feed.rendered where id = $1", id
-                    )
+                    async with connection.transaction():
+                        done = await connection.fetchval(f"select last_value from {_sequence(id)}")  # noqa: S608
+                        expected = await connection.fetchval(
+                            "select items + invalid from clerk_feed.rendered where id = $1", id
+                        )
                     watch(done, expected or None)
             finally:
                 connection.terminate()
@@ -216,7 +219,8 @@ async def _refreshed(
     """One refresh, again where another one has just ended in between."""
     for _ in range(_CONFLICTS):
         # A process that died after its commit has left this undone.
-        await connection.execute(_VISIBLE, id)
+        async with connection.transaction():
+            await connection.execute(_VISIBLE, id)
         await connection.execute("begin isolation level repeatable read")
         try:
             await connection.execute(_SETTINGS)
@@ -240,7 +244,8 @@ async def _refreshed(
                 with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                     await connection.execute("rollback")
             raise
-        await connection.execute(_VISIBLE, id)
+        async with connection.transaction():
+            await connection.execute(_VISIBLE, id)
         await _drop_old(connection, id)
         return summary
     raise RefreshBusyError(f"{feed} of {store.name} is refreshed by other processes all the time.")
@@ -377,7 +382,9 @@ def _next_table(state: _State) -> str:
 
 async def _drop_old(connection: Any, id: int) -> None:
     """Drop tables of an earlier type of key, if nobody reads them just now; the next refresh tries again."""
-    for table in [row["relname"] for row in await connection.fetch(_OLD_TABLES, id)]:
+    async with connection.transaction():
+        old = [row["relname"] for row in await connection.fetch(_OLD_TABLES, id)]
+    for table in old:
         with suppress(asyncpg.PostgresError):
             await connection.execute("begin")
             try:
@@ -390,17 +397,19 @@ async def _drop_old(connection: Any, id: int) -> None:
 async def _note(
     connection: Any, id: int, began: str, outcome: str, items: int | None, most: int | None, detail: str
 ) -> None:
-    await connection.execute(_NOTE, id, began, outcome, items, most, detail[:2000])
+    async with connection.transaction():
+        await connection.execute(_NOTE, id, began, outcome, items, most, detail[:2000])
 
 
 async def _explained(connection: Any, store: Store, feed: FeedName, error: Exception) -> RefreshError:
     """What went wrong, for people. Two rows with one id show as one of two errors."""
     if isinstance(error, asyncpg.CardinalityViolationError | asyncpg.UniqueViolationError):
         with suppress(Refusal, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            relation, _ = await columns_of(connection, store, feed)
-            twice = await connection.fetchval(
-                f'select s."id"::text from {relation} as s group by s."id" having count(*) > 1 limit 1'  # noqa: S608
-            )
+            async with connection.transaction():
+                relation, _ = await columns_of(connection, store, feed)
+                twice = await connection.fetchval(
+                    f'select s."id"::text from {relation} as s group by s."id" having count(*) > 1 limit 1'  # noqa: S608
+                )
             if twice is not None:
                 return RefreshError(
                     f"{relation} has more than one row with the id {twice}; the id of an item must be its own."
@@ -693,7 +702,10 @@ select id, attribute, reason from clerk_feed.invalid where store = $1 and feed =
 
 
 async def connection_for_refresh(dsn: str) -> Any:
-    """A connection without a deadline, which the server gives up within seconds when nobody holds it any more."""
+    """A connection without a deadline, which the server gives up within seconds when nobody holds it any more.
+
+    Every statement on it stands in a transaction, so that PgBouncer may lend another server for the next one.
+    """
     connection = await asyncpg.connect(dsn, timeout=10, command_timeout=None, statement_cache_size=0)
     with suppress(asyncpg.PostgresError):  # not on every system
         await connection.execute("set client_connection_check_interval = '2s'")

@@ -33,6 +33,7 @@ _LONGEST_WAIT = 60.0
 """Whoever asks us to wait longer is asked again another time."""
 _REFUSED_IN_A_ROW = 5
 """So many ids refused one by one, and none accepted: it is not the ids."""
+_ANY_REFUSALS = 2**31 - 1
 _REFUSALS = 5
 """Pushes in which Clerk refused an id by itself, before it is only sent by hand."""
 
@@ -89,13 +90,14 @@ class Deletions:
         connection = await self._connect()
         done = Pushed()
         try:
-            state = await connection.fetchrow(_STATE, store.name, feed)
+            async with connection.transaction():
+                state = await connection.fetchrow(_STATE, store.name, feed)
             if state is None or state["items_table"] is None:
                 return done
             push = _Push(self._clerk, self._api_url, self._retries, connection, store, feed, state, done)
-            while due := await connection.fetch(_DUE, store.name, feed, 10**9 if refused_too else _REFUSALS, _AT_ONCE):
+            while due := await push.due(_ANY_REFUSALS if refused_too else _REFUSALS):
                 before = done.deleted + done.refused
-                for batch in _batches([row["item"] for row in due]):
+                for batch in _batches(due):
                     await push.send(batch)
                 if len(due) < _AT_ONCE or done.deleted + done.refused == before:
                     break
@@ -133,6 +135,12 @@ class _Push:
         self._done = done
         self._refused_in_a_row = 0
 
+    async def due(self, refusals: int) -> list[str]:
+        """Some ids that are due, but for those refused so many times."""
+        async with self._connection.transaction():
+            rows = await self._connection.fetch(_DUE, self._store.name, self._feed, refusals, _AT_ONCE)
+        return [row["item"] for row in rows]
+
     async def send(self, items: list[str]) -> None:
         """Send a batch, halved where Clerk refuses it, down to the ids at fault."""
         try:
@@ -143,7 +151,8 @@ class _Push:
                 await self.send(items[:middle])
                 await self.send(items[middle:])
                 return
-            await self._connection.execute(_REFUSED, self._store.name, self._feed, items, str(refusal))
+            async with self._connection.transaction():
+                await self._connection.execute(_REFUSED, self._store.name, self._feed, items, str(refusal))
             self._done.refused += 1
             self._refused_in_a_row += 1
             if self._refused_in_a_row >= _REFUSED_IN_A_ROW:
