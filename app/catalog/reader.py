@@ -220,7 +220,11 @@ class Reader:
 
     async def _line(self, pool: Pool, source: Source, part: "_Part", left: int | None) -> Batch | None:
         """The next items of a part in one statement; None at its end."""
-        limit = min(self._rows_per_fetch(source) * (1 if left else _STREAM_BATCHES), left or sys.maxsize)
+        # A page is one statement, and so one state of the feed, unless it is known to be larger than a batch may be.
+        known = (source.store, source.feed) in self._row_bytes
+        limit = min(self._rows_per_fetch(source) if known else BATCH_ROWS, left or sys.maxsize)
+        if left is None and known:
+            limit *= _STREAM_BATCHES
         sql, arguments = _statement(source, part, limit)
         async with pool.connection() as connection:
             rows = await bounded(connection, connection.fetch(sql, *arguments))
