@@ -289,8 +289,10 @@ class Answer:
         self.tally.walk = start.walk
         if start.position is None:
             return None, start, True
-        span = Span(start.position, self._since, mark=start.mark if not incremental else None)
-        return span, start, True
+        mark = None
+        if not incremental and self._catalog.reader.reads_standbys:
+            mark = await self._catalog.bookmarks.newest_walk(source)
+        return Span(start.position, self._since, mark=mark), start, True
 
     async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
         """Guard the end of a walk, leave the bookmark of the next page, and remember the key for the Link header."""
@@ -303,7 +305,10 @@ class Answer:
         offset, incremental = wanted.offset or 0, self._since is not None
         again = start is not None and start.position is None
         items = offset + tally.items
-        if reached is None and not incremental and not again:
+        if reached is None and not incremental and again:
+            # The end of an earlier walk must not stand in for the end of one that is held back.
+            await self._catalog.guard.require_none_held_back(self.store, self._source)
+        elif reached is None and not incremental:
             ending = Ending(tally.walk, items, tally.invalid, start is not None and start.ambiguous)
             items = await self._catalog.guard.check(self.store, self._source, ending, writes=self.writes)
         if self.writes:

@@ -283,3 +283,14 @@ def test_an_importer_reports_a_walk_held_back(synced: Shop) -> None:
     importer.close()
     assert failure.value.status == 503
     assert json.loads(failure.value.body)["type"].endswith("#feed-shrunk")
+
+
+def test_behind_a_page_held_back_the_end_of_an_earlier_walk_is_none(catalog: Shop) -> None:
+    fill(catalog, 1, 200)
+    assert [a.status for a in walk(catalog, limit=300)] == [200] * 2
+    catalog.execute("delete from {s}.products")
+    for offset in (0, 300, 600, 300, 0):
+        assert held_back(catalog.get(f"products?limit=300&offset={offset}")), offset
+    assert history(catalog)[-1]["ended"] == "held back"
+    fill(catalog, 1, 200)
+    assert [a.status for a in walk(catalog, limit=300)] == [200] * 2

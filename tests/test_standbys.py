@@ -202,3 +202,23 @@ def test_a_primary_that_does_not_answer_is_named_by_its_key(database: Database, 
                 database='state_dsn = "postgresql://me@127.0.0.1:1/shop"\nresume_for = "200ms"',
             )
         )
+
+
+@pytest.mark.slow
+def test_a_walk_that_was_abandoned_vouches_for_no_standby(pair: Pair, clerk: FakeClerk, serve: Serve) -> None:
+    """A page may start from a bookmark of an older walk. A standby that shows that one may lag behind this one."""
+    fill(pair.database, 300)
+    direct = serve(configured(pair.primary.dsn, clerk))
+    lagging = serve(pair.config(clerk))
+    assert page(lagging, 100, 0) == list(range(1, 101))  # and nothing more of this walk
+    pair.catch_up()
+    pair.lag(paused=True)
+    try:
+        pair.database.execute("insert into shop.products (id) select generate_series(301, 310)")
+        found = page(direct, 100, 0)
+        problem(lagging.get("/shop/products?limit=100&offset=100"), 503, "standby-behind")
+    finally:
+        pair.lag(paused=False)
+    for offset in (100, 200, 300, 400):
+        found += page(lagging, 100, offset)
+    assert found == list(range(1, 311))

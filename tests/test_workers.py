@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from app.clerk.importer import Importer, ImportFailedError
-from tests.clerk import FakeClerk
+from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, TOKEN, Database, Running, Serve, base_config, eventually
 
 STORE = '[stores.shop]\npublic_key = "key-shop"\n'
@@ -378,3 +378,30 @@ def test_sockets_of_systemd_are_served_through_a_roll(database: Database, clerk:
             assert notified.recv(100) == b"STOPPING=1"
         finally:
             service.stop()
+
+
+def test_a_walk_that_meets_another_source_and_back_again_ends_visibly(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    """At its offset lies an old bookmark of the source of now, whose walk was another one's."""
+    fill(database, 0)
+    database.execute("insert into shop.products (id) select generate_series(1001, 1250)")
+    database.execute("create view shop.viewed as select * from shop.products")
+    plain = config(database, clerk)
+    viewed = config(database, clerk, more='[stores.shop.feeds.products]\nsource = "shop.viewed"\n')
+    service = serve(viewed)
+    for offset in range(0, 300, 50):
+        assert service.get(f"/shop/products?limit=50&offset={offset}").status == 200
+    before = workers(service)
+    reconfigure(service, plain)
+    eventually(lambda: not before & workers(service))
+    database.execute("insert into shop.products (id) select generate_series(1, 40)")
+    assert [item["id"] for item in service.get("/shop/products?limit=50&offset=0").lines][:40] == list(range(1, 41))
+    before = workers(service)
+    reconfigure(service, viewed)
+    eventually(lambda: not before & workers(service))
+    problem(service.get("/shop/products?limit=50&offset=50"), 500, "key-changed")
+    found: list[int] = []
+    for offset in range(0, 350, 50):  # begun anew it is whole
+        found += [item["id"] for item in service.get(f"/shop/products?limit=50&offset={offset}").lines]
+    assert found == [*range(1, 41), *range(1001, 1251)]

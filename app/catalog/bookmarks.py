@@ -40,12 +40,6 @@ class Bookmark(msgspec.Struct, frozen=True):
     """Whether it was the smallest of several keys: then items may have been sent twice."""
     newest: int = 0
     """The id of the bookmark at its offset that was begun last."""
-    started: str = ""
-    """When its walk began, as PostgreSQL writes it."""
-
-    @property
-    def mark(self) -> Mark:
-        return Mark(self.walk, self.started)
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -97,8 +91,20 @@ class Bookmarks:
         if row is None:
             await self._refuse_other_keys(source, offset, incremental=incremental)
             return None
+        if row["other_order"] is not None:
+            # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
+            raise key_changed(source.feed, row["other_order"], source.order)
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
-        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"], row["started"])
+        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"])
+
+    async def newest_walk(self, source: Source) -> Mark | None:
+        """The row of the full walk that began last: never older than that of whoever asks now.
+
+        The bookmark a page starts from may be an older walk's, and a server that shows that one need not show what
+        was there when the asker began. Raises Refusal when the database stays away.
+        """
+        row = await self._patiently(lambda connection: connection.fetchrow(_NEWEST_WALK, source.store, source.feed))
+        return None if row is None else Mark(row["id"], row["started"])
 
     async def begin(self, source: Source, *, whole: bool, caller: str) -> Mark:
         """Write the row of a full walk before its first page is read. Durable on return."""
@@ -252,6 +258,14 @@ select
   ) as failed_over
 """  # noqa: S608 (a number of ours)
 
+_NEWEST_WALK = """
+select id, started::text as started
+from clerk_feed.walk
+where store = $1 and feed = $2 and not incremental
+order by id desc
+limit 1
+"""
+
 _FIND = f"""
 with b as materialized (
   select *, b.written < now() - interval '1 hour' as old
@@ -267,7 +281,15 @@ select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists
   select from b
   where b.past = c.past and b.old = c.old and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
 ) as ambiguous, (select max(id) from b) as newest,
-  (select w.started::text from clerk_feed.walk as w where w.id = c.walk) as started
+  (
+    select o.key_family
+    from clerk_feed.bookmark as o
+    where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = $4 and o.key_family <> $5 and not o.past
+      and o.id > (select max(id) from b) and o.timeline = clerk_feed.timeline()
+      and o.written > now() - interval '{KEPT_HOURS} hours'
+    order by o.id desc
+    limit 1
+  ) as other_order
 from chosen as c
 """  # noqa: S608 (a number of ours)
 

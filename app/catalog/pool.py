@@ -177,6 +177,9 @@ class Pool:
         finally:
             await self.give_back(connection, broken=broken)
 
+    async def require_current(self, connection: Any) -> None:
+        """Return where a cursor's transaction may be read from: always, where there is one server."""
+
     async def patiently(self, work: Callable[[Any], Awaitable[T]], patience: "Patience") -> T:
         """Do some work on a connection, again when the database goes away. Raises Refusal when patience is over.
 

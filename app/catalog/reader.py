@@ -289,7 +289,8 @@ class Reader:
             count = 0
             per_fetch = self._rows_per_fetch(source)
             sql, arguments = _statement(source, part, run if limit is None else limit + 1)
-            if limit is not None and limit <= per_fetch:
+            # One row at a time is as large as it is: a cursor takes it without a bound.
+            if limit is not None and limit <= per_fetch and per_fetch > 1:
                 async with pool.connection() as connection:
                     rows = await bounded(connection, connection.fetch(sql, *arguments))
                 if rows:
@@ -410,6 +411,7 @@ class LeasedCursor:
     async def _open(self) -> None:
         # One round trip instead of the two that asyncpg's transaction() takes to begin and to say how.
         await self._connection.execute(self._pool.begin)
+        await self._pool.require_current(self._connection)
         self._cursor = await self._connection.cursor(self._sql, *self._arguments)
 
     async def _expire(self, seconds: float) -> None:

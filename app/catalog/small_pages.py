@@ -62,7 +62,15 @@ with b as materialized (
   where b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4
     and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
 ), chosen as materialized (
-  select * from b order by b.past, b.old, b.is_end, {ordered_key(source)}, b.used desc, b.id limit 1
+  select * from b
+  where not exists (
+    select
+    from clerk_feed.bookmark as o
+    where o.store = $1 and o.feed = $2 and not o.incremental and o.at = $3 and o.key_family <> $4 and not o.past
+      and o.id > (select max(id) from b)
+  )
+  order by b.past, b.old, b.is_end, {ordered_key(source)}, b.used desc, b.id
+  limit 1
 ), page ({columns}, key) as materialized (
   {source.select_key}
   where s."id" > (select key::{family} from chosen where not is_end)

@@ -11,9 +11,11 @@ server that went its own way after a failover never shows it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import msgspec
 
 from app.catalog.pool import Pool
@@ -52,6 +54,8 @@ class Showing(Pool):
         deadline = now() + CATCH_UP_SECONDS
         while True:
             connection = await self._standbys.take()
+            if self.transactions:
+                return connection  # the next transaction may be another server's: require_current looks there
             shown = False
             try:
                 shown = await self._shows(connection, min(deadline, now() + _ONE_SERVER_SECONDS))
@@ -61,22 +65,45 @@ class Showing(Pool):
             if shown:
                 return connection
             if now() >= deadline:
-                self._emit(StandbyBehind(walk=self._mark.walk, waited=CATCH_UP_SECONDS))
-                raise Refusal(
-                    STANDBY_BEHIND,
-                    f"No standby has shown walk {self._mark.walk} within {CATCH_UP_SECONDS:g} s of its beginning.",
-                    headers={"Retry-After": "10"},
-                )
+                raise self._behind()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection for a block; behind PgBouncer the row is looked for in the very transaction that reads."""
+        if not self.transactions:
+            async with super().connection() as connection:
+                yield connection
+            return
+        deadline = asyncio.get_running_loop().time() + CATCH_UP_SECONDS
+        while True:
+            async with self._standbys.connection() as connection:
+                if await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started):
+                    yield connection
+                    return
+            if asyncio.get_running_loop().time() >= deadline:
+                raise self._behind()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def require_current(self, connection: Any) -> None:
+        """Return where a cursor's transaction reads a server that shows the walk. Raises asyncpg.InterfaceError.
+
+        Behind PgBouncer each transaction may be another server's.
+        """
+        if self.transactions and not await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started):
+            raise asyncpg.InterfaceError("the transaction is on a server that lags")
+
+    def _behind(self) -> Refusal:
+        self._emit(StandbyBehind(walk=self._mark.walk, waited=CATCH_UP_SECONDS))
+        return Refusal(
+            STANDBY_BEHIND,
+            f"No standby has shown walk {self._mark.walk} within {CATCH_UP_SECONDS:g} s of its beginning.",
+            headers={"Retry-After": "10"},
+        )
 
     async def _shows(self, connection: Any, deadline: float) -> bool:
         pause = _POLL_SECONDS
         while True:
-            if self.transactions:
-                async with connection.transaction():
-                    found = await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started)
-            else:
-                found = await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started)
-            if found:
+            if await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started):
                 return True
             if asyncio.get_running_loop().time() >= deadline:
                 return False
