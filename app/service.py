@@ -27,7 +27,7 @@ from app.catalog.reader import Reader
 from app.catalog.rendered import Refresher, connection_for_refresh
 from app.catalog.schema import migrate
 from app.catalog.small_pages import MOST_ROWS, SmallPages
-from app.catalog.source import Source, Sources
+from app.catalog.source import Sources
 from app.catalog.standbys import shows_our_schema
 from app.clerk.api import ClerkApi
 from app.clerk.deletions import Deletions
@@ -268,18 +268,6 @@ def readiness(settings: Settings, pool: Pool, sources: Sources) -> Callable[[], 
             return Readiness("unavailable", (f"The database does not answer ({type(error).__name__}).",))
 
     return ready
-
-
-async def described(service: Service, settings: Settings) -> dict[tuple[str, FeedName], Source | Refusal]:
-    """Every feed of every store as it stands: its source, or why there is none."""
-    found: dict[tuple[str, FeedName], Source | Refusal] = {}
-    for store in settings.stores.values():
-        for feed in FEEDS:
-            try:
-                found[store.name, feed] = await service.sources.of(store, feed)
-            except Refusal as refusal:
-                found[store.name, feed] = refusal
-    return found
 
 
 async def connect(settings: Settings, dsn: str, emit: Emit) -> Pool:

@@ -13,6 +13,7 @@ import sys
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
+import asyncpg
 import click
 import msgspec
 import uvloop
@@ -20,11 +21,13 @@ from starlette.types import ASGIApp
 
 from app import __version__
 from app.admin import open_admin
+from app.catalog.pool import LOST
 from app.catalog.schema import SchemaError
 from app.hosting import host, stop_on_signals
 from app.orders import Orders, Ready, Unable
+from app.protocol.feeds import FEEDS
 from app.protocol.problems import FEED_MISSING, Refusal
-from app.service import Service, StartError, described, open_service
+from app.service import Service, StartError, open_service
 from app.settings import Settings, of_file, replace
 from app.sockets import url_of
 from app.status.events import Emit, Events
@@ -78,14 +81,17 @@ async def _serve(settings: Settings, orders: Orders, parent: socket.socket) -> N
             stopping.cancel()
             service, admin_app = opening.result()
             server, operators = settings.server, replace(settings.server, client_ca="")
+            urls = [url_of(listener, tls=server.tls) for listener in public]
             if orders.greets:
-                urls = [url_of(listener, tls=server.tls) for listener in public]
-                await _greet(service, settings, urls, url_of(admin, tls=server.admin_tls))
+                _greet(service, urls, url_of(admin, tls=server.admin_tls))
             async with asyncio.TaskGroup() as group:
                 group.create_task(host(service.app, public, server, stop, tls=server.tls))
                 group.create_task(host(admin_app, [admin], operators, stop, tls=server.admin_tls))
                 _tell(parent, Ready(service.database))
+                listing = asyncio.create_task(_list(service, settings, urls[0])) if orders.greets else None
                 await stop.wait()
+                if listing:
+                    listing.cancel()
     finally:
         orphaned.cancel()
         for listener in (*public, admin):
@@ -114,24 +120,32 @@ async def _end_with(parent: socket.socket) -> None:
     os._exit(_ORPHANED)
 
 
-async def _greet(service: Service, settings: Settings, urls: list[str], admin_url: str) -> None:
-    """What is running, what was found, and what to do next."""
+def _greet(service: Service, urls: list[str], admin_url: str) -> None:
+    """What is running, and where."""
     click.echo(f"clerk-feed {__version__} on {service.database}")
     click.echo(f"  feeds   {', '.join(urls)}")
     click.echo(f"  admin   {admin_url}")
-    found = await described(service, settings)
-    for name in settings.stores:
-        click.echo(f"\n  store {name}")
-        for (store, feed), source in found.items():
-            if store != name:
-                continue
-            if not isinstance(source, Refusal):
+
+
+async def _list(service: Service, settings: Settings, url: str) -> None:
+    """What was found for every feed, and what to do next. The service answers meanwhile."""
+    with suppress(OSError):  # nobody reads what we print
+        await _print_feeds(service, settings, url)
+
+
+async def _print_feeds(service: Service, settings: Settings, url: str) -> None:
+    for store in settings.stores.values():
+        click.echo(f"\n  store {store.name}")
+        for feed in FEEDS:
+            try:
+                source = await service.sources.of(store, feed)
                 state = f"{source.relation}" + ("" if source.has_modified_at else "  (no modified_at: full syncs only)")
-            elif source.problem is FEED_MISSING:
-                state = "none: " + source.detail
-            else:
-                state = f"not servable: {source.detail} {source.fix}"
-            click.echo(f"    {urls[0]}/{store}/{feed}  {state}")
+            except Refusal as refusal:
+                missing = refusal.problem is FEED_MISSING
+                state = f"none: {refusal.detail}" if missing else f"not servable: {refusal.detail} {refusal.fix}"
+            except (asyncpg.PostgresError, *LOST) as error:
+                state = f"not looked at: {type(error).__name__}"
+            click.echo(f"    {url}/{store.name}/{feed}  {state}")
     query = "?limit={{limit}}&offset={{offset}}&modified_after={{modified_after}}"
     click.echo(f"\n  In Clerk's Data Sync, add to each URL: {query}\n")
 

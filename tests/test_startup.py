@@ -217,6 +217,7 @@ def test_a_role_without_rights_is_told_the_sql_that_lets_it_start(
     assert service.get("/-/healthz", token=None).status == 200
     owner = "select pg_get_userbyid(relowner) from pg_class where oid = 'clerk_feed.bookmark'::regclass"
     assert database.value(owner) == role
+    eventually(lambda: "{{limit}}" in service.log.read_text())
     greeting = service.log.read_text()
     assert f'grant select on "dk"."products" to "{role}"' in greeting
     assert "s3cret" not in greeting
@@ -321,6 +322,7 @@ def test_the_greeting_lists_stores_with_the_feeds_found_and_missing(database: Da
     database.execute("create table dk.pages (id bigint)")
     stores = f'{STORE}[stores.se]\npublic_key = "key-se"\nschema = "nordic"\n[stores.no]\npublic_key = "key-no"\n'
     service = serve(base_config(database.dsn, VERIFY_URL) + stores)
+    eventually(lambda: "{{limit}}" in service.log.read_text())
     greeting = service.log.read_text()
     lines = {line.split()[0]: line for line in greeting.splitlines() if line.strip().startswith("http")}
 
