@@ -262,9 +262,11 @@ def shared_database(create_database: Callable[[], Database]) -> Database:
 
 
 @pytest.fixture
-def database(create_database: Callable[[], Database]) -> Database:
+def database(create_database: Callable[[], Database]) -> Iterator[Database]:
     """A fresh database of the test's own."""
-    return create_database()
+    made = create_database()
+    yield made
+    made.close()  # the server has 100 connections for all tests
 
 
 Hosted = Callable[[ASGIApp], str]

@@ -144,5 +144,8 @@ def test_settings_are_those_of_a_transaction_and_do_not_leak(
     service = shop(bouncer, clerk, serve)
     [item] = service.get("/shop/customers?limit=10&offset=0").lines
     assert item == {"id": 1, "email": "off", "timeout": "1min", "zone": "UTC"}
-    held = database.fetch("select count(*) as count from pg_locks where locktype = 'advisory' and granted")
+    held = database.fetch(
+        "select count(*) as count from pg_locks join pg_database as d on d.oid = database"
+        " where locktype = 'advisory' and granted and datname = current_database()"
+    )
     assert held[0]["count"] == 0

@@ -361,7 +361,7 @@ def rendered(**changes: Any) -> Rendered:
     return Rendered(**(values | changes))
 
 
-PROCESS = Process("web", 1, "0.1.0", NOW - 100, NOW - 1, 2, 8, 1, 0, ())
+PROCESS = Process("web", 1, "1.2.3", NOW - 100, NOW - 1, 2, 8, 1, 0, ())
 
 
 def happened(kind: str, code: str, ago: float = 60, **changes: Any) -> Occurrence:

@@ -291,8 +291,14 @@ class Reader:
             sql, arguments = _statement(source, part, run if limit is None else limit + 1)
             # One row at a time is as large as it is: a cursor takes it without a bound.
             if limit is not None and limit <= per_fetch and per_fetch > 1:
-                async with pool.connection() as connection:
-                    rows = await bounded(connection, connection.fetch(sql, *arguments))
+                try:
+                    async with pool.connection() as connection:
+                        rows = await bounded(connection, connection.fetch(sql, *arguments))
+                except asyncpg.DataError:
+                    # Perhaps it is the row behind the page that fails: that is the next page's matter.
+                    sql, arguments = _statement(source, part, limit)
+                    async with pool.connection() as connection:
+                        rows = await bounded(connection, connection.fetch(sql, *arguments))
                 if rows:
                     count = len(rows)
                     part = part.behind(rows)
