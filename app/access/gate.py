@@ -47,7 +47,7 @@ class Gate:
             raise Refusal(STORE_UNKNOWN, f"There is no store {name[:63]!r} here.")
         given = _Given.of(request)
         if self._is_proven(given, store):
-            if not self._tokens.is_known(store, given.token()):
+            if not self._tokens.passes(store, given.token()):
                 await self._check(given, store, client)
         else:
             async with self._refusals.turn(store, client):

@@ -67,6 +67,12 @@ class Tokens:
         """Whether the token passes without asking Clerk."""
         return self._fresh(_digest(store, token))
 
+    def passes(self, store: Store, token: str) -> bool:
+        """The same, for a request: it is counted."""
+        known = self.is_known(store, token)
+        self.known_total += known
+        return known
+
     def remembers(self, store: Store, token: str) -> bool:
         """Whether Clerk has vouched for the token before, however long ago, and not taken it back since."""
         return _digest(store, token) in self._good
