@@ -72,7 +72,7 @@ def slow_service(
     clerk = FakeClerk()
     clerk.url = hosted(clerk.app)
     access = (
-        f'refusal_rate = "{REFUSALS}/hour"\nmax_streams = 2\nmax_wait = "500ms"\nrate = "300/second"\ntoken_ttl = "1s"'
+        f'refusal_rate = "{REFUSALS}/hour"\nmax_streams = 2\nmax_wait = "2s"\nrate = "300/second"\ntoken_ttl = "1s"'
     )
     config = base_config(database.dsn, clerk.verify_url, access=access, server='send_timeout = "60s"')
     basic = 'basic = { username = "clerk", password = "right" }'
