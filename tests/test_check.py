@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from app.cli import main
 from app.diagnosis.check import Check
+from app.diagnosis.database import Server, server_findings
 from app.settings import Database as DatabaseSettings
 from app.settings import Secret, Settings, Store
 from tests.conftest import PRODUCTS, Database, Loop
@@ -756,3 +757,23 @@ def test_a_refresh_that_fails_is_held_back_or_late_is_told(rendered: Schema) -> 
     rendered.execute("update clerk_feed.refresh set finished = finished - interval '2 hours'")
     rendered.extra += 'refresh_every = "10m"\n'
     assert "one is due every 10m" in rendered.found()["refresh-late"]["what"]
+
+
+@pytest.mark.parametrize(("number", "found"), [(119_999, ["database-version"]), (120_000, [])])
+def test_a_server_that_is_too_old_is_told(number: int, found: list[str]) -> None:
+    facts = Server(
+        version="of before",
+        version_number=number,
+        database="shop",
+        role="clerk_feed",
+        is_superuser=False,
+        is_standby=False,
+        may_create=True,
+        schema_exists=True,
+        schema_is_ours=True,
+        migration=1,
+        writable_tables=0,
+        clock_ahead=0.0,
+    )
+    findings = server_findings(facts, stores=["shop"], embedded=False)
+    assert [(f.severity, f.code) for f in findings] == [("error", code) for code in found]
