@@ -226,8 +226,8 @@ class Answer:
         if found is None:
             return None
         self.tally.database += self._lap()
-        rows, self.tally.walk = found
-        items = source.encoder.items(rows).valid
+        self.tally.walk, self.tally.found = found.walk, found.rank
+        items = source.encoder.items(found.rows).valid
         self.tally.items = len(items)
         body = source.encoder.encode(items, wanted.format)
         self._catalog.reader.seen(source, len(items), len(body))
@@ -285,8 +285,9 @@ class Answer:
             if not incremental:
                 await self._catalog.guard.require_none_held_back(self.store, source)
             self._emit(OffsetUnknown(store=source.store, feed=source.feed, offset=wanted.offset))
+            self.tally.found = "counted"
             return Span(since=self._since, skip=wanted.offset), None, False
-        self.tally.walk = start.walk
+        self.tally.walk, self.tally.found = start.walk, start.rank
         if start.position is None:
             return None, start, True
         mark = None
@@ -418,6 +419,7 @@ class Answer:
             offset=self._wanted.offset,
             incremental=self._since is not None,
             walk=tally.walk,
+            found=tally.found,
             items=tally.items,
             invalid=tally.invalid,
             bytes=tally.bytes,

@@ -34,6 +34,8 @@ class Tally(msgspec.Struct):
     invalid: int = 0
     bytes: int = 0
     walk: int | None = None
+    found: str | None = None
+    """What the offset was found by: the rank of a bookmark, or counted; None where there was nothing to find."""
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started

@@ -129,9 +129,19 @@ def test_a_walk_that_was_held_back_shows(read: Shop) -> None:
     assert value(read.service, "held_back", **feed(read)) == 1
 
 
-def test_pages_that_belong_to_no_walk_are_counted(read: Shop) -> None:
-    read.get("products?limit=10&offset=13")
-    eventually(lambda: value(read.service, "offsets_counted_total", **feed(read)) == 1)
+@pytest.mark.parametrize("limit", [10, 150])
+@pytest.mark.parametrize("found", ["current", "old", "past", "counted"])
+def test_pages_are_counted_by_how_their_offset_was_found(catalog: Shop, found: str, limit: int) -> None:
+    """A small page is one statement with its bookmark, a large one is not."""
+    catalog.execute("insert into {s}.products (id) select generate_series(1, 400)")
+    catalog.get(f"products?limit={limit}&offset=0")
+    changes = {"old": "written = now() - interval '2 hours'", "past": "past = true"}
+    if found in changes:
+        catalog.execute(f"update clerk_feed.bookmark set {changes[found]} where store = '{catalog.name}'")
+    catalog.get(f"products?limit={limit}&offset={13 if found == 'counted' else limit}")
+    eventually(lambda: value(catalog.service, "offsets_total", **feed(catalog), found=found) == 1)
+    counts = {labels: count for (name, labels), count in scraped(catalog.service).items() if name == "offsets_total"}
+    assert sum(count for labels, count in counts.items() if ("store", catalog.name) in labels) == 1
 
 
 def test_a_whole_feed_has_a_histogram_of_its_own(read: Shop) -> None:

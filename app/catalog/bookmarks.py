@@ -40,6 +40,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     """Whether it was the smallest of several keys: then items may have been sent twice."""
     newest: int = 0
     """The id of the bookmark at its offset that was begun last."""
+    rank: str = "current"
+    """How good a choice it was: current (of the last hour), old, or past."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -95,7 +97,7 @@ class Bookmarks:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
             raise key_changed(source.feed, row["other_order"], source.order)
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
-        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"])
+        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"], row["rank"])
 
     async def newest_walk(self, source: Source) -> Mark | None:
         """The row of the full walk that began last: never older than that of whoever asks now.
@@ -223,6 +225,10 @@ class Bookmarks:
             raise state_unavailable(error, self._emit) from error
 
 
+RANK = "case when c.past then 'past' when c.old then 'old' else 'current' end"
+"""SQL for the rank of a chosen bookmark c."""
+
+
 def ordered_key(source: Source, direction: str = "") -> str:
     """SQL that orders bookmarks b by their keys as the source's own column does."""
     return f"b.key::{source.key.family}{source.key.order}{direction}"
@@ -280,7 +286,7 @@ with b as materialized (
 select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists (
   select from b
   where b.past = c.past and b.old = c.old and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
-) as ambiguous, (select max(id) from b) as newest,
+) as ambiguous, (select max(id) from b) as newest, {RANK} as rank,
   (
     select o.key_family
     from clerk_feed.bookmark as o

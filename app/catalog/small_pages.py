@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
+import msgspec
 
-from app.catalog.bookmarks import KEPT_HOURS, ordered_key
+from app.catalog.bookmarks import KEPT_HOURS, RANK, ordered_key
 from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool
@@ -21,6 +22,14 @@ MOST_ROWS = 100
 """Above this, keeping the page in memory on the server costs more than a round trip."""
 
 
+class SmallPage(msgspec.Struct, frozen=True):
+    """The rows of a page, its walk, and the rank of the bookmark it began at."""
+
+    rows: Sequence[Any]
+    walk: int
+    rank: str
+
+
 class SmallPages:
     """Reads the small pages of full walks."""
 
@@ -29,8 +38,8 @@ class SmallPages:
         self._resume_seconds = resume_seconds
         self._emit = emit
 
-    async def read(self, source: Source, *, offset: int, limit: int) -> tuple[Sequence[Any], int] | None:
-        """The rows of a page and its walk, with the next page's bookmark durable; None for the common way.
+    async def read(self, source: Source, *, offset: int, limit: int) -> SmallPage | None:
+        """A page, with the next one's bookmark durable; None for the common way.
 
         Raises Refusal when the database stays away.
         """
@@ -47,7 +56,8 @@ class SmallPages:
         if len(rows) < limit or not all(row[0] for row in rows):
             return None
         report_repeated(self._emit, source, rows[:limit], rows[limit] if len(rows) > limit else None)
-        return [row[:-2] for row in rows[:limit]], rows[0][-1]
+        walk, rank = rows[0][-2:]
+        return SmallPage([row[:-3] for row in rows[:limit]], walk, rank)
 
 
 def _statement(source: Source, limit: int) -> str:
@@ -120,7 +130,7 @@ with b as materialized (
     )
   where id = (select chosen.walk from chosen, full_page)
 )
-select {columns}, key, (select walk from chosen)
+select {columns}, key, (select walk from chosen), (select {RANK} from chosen as c)
 from page
 order by key{order}
 """  # noqa: S608 (the relation's names are quoted, the rest is ours)

@@ -99,6 +99,8 @@ class FeedServed(Event, frozen=True):
     bookmark: float = 0.0
     database: float = 0.0
     encode: float = 0.0
+    found: str | None = None
+    """How the offset was found: by a current, old or past bookmark, or counted; None at offset 0 and without one."""
 
 
 class WalkEnded(Event, frozen=True):

@@ -64,7 +64,6 @@ class Metrics:
             events.CutOff: lambda e: self._count("cut_off", e.store, e.feed),
             events.ItemsInvalid: lambda e: self._count("invalid_items", e.store, e.feed, by=len(e.items)),
             events.Resumed: lambda e: self._count("resumed", e.store, e.feed),
-            events.OffsetUnknown: lambda e: self._count("offsets_counted", e.store, e.feed),
             events.WalkEnded: lambda e: self._count("walks", e.store, e.feed, _kind(e), "finished"),
             events.WalkHeldBack: lambda e: self._count("walks", e.store, e.feed, "full", "held back"),
             events.TokenVerified: lambda e: self._verify(e.store, "good" if e.good else "rejected", e.seconds),
@@ -122,6 +121,8 @@ class Metrics:
         feed.bookmark += event.bookmark
         feed.database += event.database
         feed.encode += event.encode
+        if event.found is not None:
+            self._count("offsets", event.store, event.feed, event.found)
         (feed.wholes if event.limit is None else feed.pages).add(event.seconds)
 
     def _refused(self, event: events.Refused) -> None:
@@ -152,7 +153,10 @@ _COUNTERS: Mapping[str, tuple[str, Labels]] = {
     "part_seconds": ("Where the time of answers went: gate, bookmark, database, encode.", (*_FEED, "part")),
     "cut_off": ("Answers that ended before their end, visibly for the client.", _FEED),
     "resumed": ("Readings that went on after the database had gone away.", _FEED),
-    "offsets_counted": ("Pages at an offset no walk has reached, found by counting rows.", _FEED),
+    "offsets": (
+        "Pages by how their offset was found: a current, old (over an hour) or past bookmark, or counted rows.",
+        (*_FEED, "found"),
+    ),
     "walks": ("Walks that came to their end.", (*_FEED, "kind", "outcome")),
     "repeated_ids": ("Ids that several rows of a source have; again with every walk.", _FEED),
     "missing_ids": ("Rows of a source without an id; again with every walk.", _FEED),
