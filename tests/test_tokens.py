@@ -14,7 +14,7 @@ import pytest
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from app.access.tokens import Tokens, bearer
-from app.clerk.api import ClerkUnreachableError, Verdict
+from app.clerk.api import ClerkApi, ClerkUnreachableError, Verdict
 from app.protocol.problems import Refusal
 from app.settings import Access, Duration, Store
 from app.status.events import Event
@@ -25,6 +25,7 @@ from tests.conftest import (
     Answer,
     Database,
     Hosted,
+    Loop,
     Running,
     Serve,
     Shop,
@@ -254,6 +255,30 @@ def test_a_clerk_that_refuses_connections_is_a_503_and_an_event(
     text = answer.body.decode() + service.log.read_text()
     assert TOKEN not in text
     assert catalog.public_key not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HTTPS_PROXY", "socks5://proxy.example"), ("HTTPS_PROXY", "proxy:x:y"), ("SSL_CERT_FILE", "/no")],
+)
+def test_an_environment_that_no_call_can_be_made_with_is_told_and_looked_at_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, hosted: Hosted, name: str, value: str
+) -> None:
+    clerk = FakeClerk(good="t")
+    clerk.url = hosted(clerk.app)
+
+    async def ask_twice() -> Verdict:
+        api = ClerkApi(clerk.verify_url, 5)
+        try:
+            with monkeypatch.context() as environment:
+                environment.setenv(name, value)
+                with pytest.raises(ClerkUnreachableError, match="environment"):
+                    await api.verify("t", "key-dk")
+            return await api.verify("t", "key-dk")
+        finally:
+            await api.close()
+
+    assert loop.run(ask_twice()).good
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])

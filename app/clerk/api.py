@@ -12,12 +12,15 @@ import math
 import ssl
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import msgspec
 
 from app.protocol.feeds import FeedName
+
+if TYPE_CHECKING:
+    import httpx
 
 _MAX_ANSWER_BYTES = 65_536
 
@@ -53,25 +56,13 @@ class Verdict(msgspec.Struct, frozen=True):
     expires: float | None = None
 
 
-# It logs the URL of every request, with private_key and with user name and password where they are in it.
-logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
 class ClerkApi:
     """A client of Clerk's API, with connections kept open. Proxy settings of the environment apply."""
 
     def __init__(self, verify_url: str, timeout_seconds: float) -> None:
         self._verify_url = verify_url
         self._timeout_seconds = timeout_seconds
-        self._client = httpx.AsyncClient(
-            timeout=timeout_seconds,
-            follow_redirects=False,
-            verify=ssl.create_default_context(),
-            # Plain HTTP goes to this machine only: never through a proxy, which would read what is secret.
-            mounts={"http://": httpx.AsyncHTTPTransport()},
-            # An answer is small; compressed it could be a bomb.
-            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "clerk-feed"},
-        )
+        self._opening: asyncio.Task[httpx.AsyncClient] | None = None
 
     async def verify(self, token: str, public_key: str) -> Verdict:
         """Ask whether a token is good for a store. Raises ClerkUnreachableError."""
@@ -107,10 +98,13 @@ class ClerkApi:
 
     async def _call(self, method: str, url: str, **parts: Any) -> tuple[dict[str, Any], int]:
         """The JSON object and the HTTP status of an answer."""
+        client = await self._client()
+        import httpx  # noqa: PLC0415 (it has been by now, in a thread)
+
         try:
             # httpx bounds each step; this bounds the whole, against an answer that drips.
             async with asyncio.timeout(self._timeout_seconds):
-                async with self._client.stream(method, url, **parts) as response:
+                async with client.stream(method, url, **parts) as response:
                     received = bytearray()
                     async for piece in response.aiter_raw():
                         received += piece
@@ -135,8 +129,44 @@ class ClerkApi:
         wait = _retry_after(headers.get("retry-after", "")) if status == 503 else None
         raise ClerkUnreachableError(f"HTTP status {status} with a body that is not a JSON object", wait_seconds=wait)
 
+    async def _client(self) -> "httpx.AsyncClient":
+        if self._opening is None:
+            self._opening = asyncio.create_task(asyncio.to_thread(_opened, self._timeout_seconds))
+        try:
+            return await asyncio.shield(self._opening)
+        except ClerkUnreachableError:
+            self._opening = None
+            raise
+
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._opening is not None:
+            with suppress(ClerkUnreachableError):
+                await (await self._opening).aclose()
+
+
+def _opened(timeout_seconds: float) -> "httpx.AsyncClient":
+    """A client. With its imports and the certificates of the system it takes longer than a start may wait.
+
+    Raises ClerkUnreachableError.
+    """
+    import httpx  # noqa: PLC0415 (as said above)
+
+    # It logs the URL of every request, with private_key and with user name and password where they are in it.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return httpx.AsyncClient(
+            timeout=timeout_seconds,
+            follow_redirects=False,
+            verify=ssl.create_default_context(),
+            # Plain HTTP goes to this machine only: never through a proxy, which would read what is secret.
+            mounts={"http://": httpx.AsyncHTTPTransport()},
+            # An answer is small; compressed it could be a bomb.
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "clerk-feed"},
+        )
+    except (httpx.InvalidURL, ValueError, OSError, ImportError) as error:
+        raise ClerkUnreachableError(
+            f"the proxy or the certificates that the environment names can't be used ({type(error).__name__})"
+        ) from None
 
 
 def json_ids(ids: Sequence[int | str]) -> str:

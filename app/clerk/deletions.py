@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-import stamina
 
 from app.catalog.rendered import OUTBOX_LOCK
 from app.catalog.source import items_relation, key_of_items
@@ -21,9 +20,6 @@ from app.clerk.api import ClerkApi, ClerkDeniedError, ClerkRefusedError, ClerkUn
 from app.protocol.feeds import FeedName
 from app.settings import Store
 from app.status.events import DeletionsFailed, DeletionsPushed, Emit
-
-# It would log every retry, with an error's text; ours are events.
-stamina.instrumentation.set_on_retry_hooks([])
 
 _BATCH_BYTES = 4000
 """Of the ids in a URL; servers commonly take 8000 for all of it."""
@@ -163,6 +159,10 @@ class _Push:
             raise PushError(f"Clerk could not be asked: {error}") from error
 
     async def _patiently(self, items: list[str]) -> None:
+        import stamina  # noqa: PLC0415 (most services delete nothing, and are ready sooner)
+
+        # It would log every retry, with an error's text; ours are events.
+        stamina.instrumentation.set_on_retry_hooks([])
         retries = self._retries
         async for attempt in stamina.retry_context(
             on=_wait,

@@ -1,23 +1,19 @@
 """`clerk-feed serve`: run the service."""
 
 import asyncio
-import threading
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from app.catalog.embedded import Embedded, EmbeddedError
 from app.certificates import CertificateError, require_usable
 from app.settings import DEFAULT_PATH, Settings, SettingsError, of_file, read
-from app.status.events import Event, Events
+from app.status.events import Events
+from app.status.log import Log
 from app.status.metrics_folder import MetricsFolderError, metrics_folder
 from app.supervisor import Supervisor, SupervisorError
-
-if TYPE_CHECKING:
-    from app.status.log import Log
 
 
 @click.command()
@@ -40,42 +36,12 @@ def serve(path: Path) -> None:
         text = read(path)
         settings = of_file(text, path)
         require_usable(settings.server)
-        with closing(_Lines()) as lines, ExitStack() as stack:
+        with closing(Log()) as log, ExitStack() as stack:
             stack.enter_context(metrics_folder())
-            supervisor = Supervisor(path, partial(database, stack=stack), Events(lines))
-            asyncio.run(_run(supervisor, settings, text, lines))
+            supervisor = Supervisor(path, partial(database, stack=stack), Events(log))
+            asyncio.run(supervisor.run(settings, text))
     except (SettingsError, CertificateError, SupervisorError, EmbeddedError, MetricsFolderError) as error:
         raise click.ClickException(str(error)) from None
-
-
-async def _run(supervisor: Supervisor, settings: Settings, text: str, lines: "_Lines") -> None:
-    opening = asyncio.create_task(asyncio.to_thread(lines.open))
-    await supervisor.run(settings, text)
-    await opening
-
-
-class _Lines:
-    """The parent's log. Its libraries are imported while the workers start, which takes as long."""
-
-    def __init__(self) -> None:
-        self._log: Log | None = None
-        self._opening = threading.Lock()
-
-    def open(self) -> "Log":
-        """The log, made when it is first asked for."""
-        with self._opening:
-            if self._log is None:
-                from app.status.log import Log  # noqa: PLC0415 (as said above)
-
-                self._log = Log()
-            return self._log
-
-    def __call__(self, event: Event) -> None:
-        self.open()(event)
-
-    def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
 
 
 def database(settings: Settings, stack: ExitStack) -> str:

@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Literal
 
-import jinja2
 import msgspec
 import orjson
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from starlette.routing import Route
 from app import __version__
 from app.protocol.openapi import OPENAPI_PATH, Health, document
 from app.protocol.problems import ALL, PROBLEMS_PATH
+from app.status.templates import template
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _CSP = (
@@ -51,15 +52,6 @@ class Pages:
         self._with_reasons = with_reasons
         self._lock = asyncio.Lock()
         self._last: tuple[float, Readiness] = (-_READY_SECONDS, Readiness("unavailable"))
-        templates = jinja2.Environment(
-            loader=jinja2.PackageLoader("app.status"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._openapi = orjson.dumps(document(__version__))
-        self._problems = templates.get_template("problems.html").render(problems=ALL)
 
     def routes(self) -> list[Route]:
         return [
@@ -87,10 +79,21 @@ class Pages:
 
     async def openapi(self, request: Request) -> Response:
         """The description of the public routes."""
-        return Response(self._openapi, media_type="application/json")
+        return Response(await asyncio.to_thread(_openapi), media_type="application/json")
 
     async def problems(self, request: Request) -> Response:
         """Every problem the service answers with, its cause and its cure."""
         return HTMLResponse(
-            self._problems, headers={"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff"}
+            await asyncio.to_thread(_problems),
+            headers={"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff"},
         )
+
+
+@cache
+def _openapi() -> bytes:
+    return orjson.dumps(document(__version__))
+
+
+@cache
+def _problems() -> str:
+    return template("problems.html").render(problems=ALL)

@@ -9,7 +9,6 @@ import time
 from importlib.resources import files
 
 import asyncpg
-import jinja2
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,7 +20,8 @@ from app.catalog.pool import LOST, Pool
 from app.protocol.feeds import FEEDS, SINGLE_FILE
 from app.protocol.problems import DATABASE_UNAVAILABLE, Refusal
 from app.settings import Settings
-from app.status import history, say, view
+from app.status import history, view
+from app.status.templates import template
 
 _CSP = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
@@ -54,17 +54,6 @@ class StatusPage:
         self._pool = pool
         self._lock = asyncio.Lock()
         self._kept: dict[tuple[str, str], _Kept] = {}
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("app.status"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        for name in ("number", "plural", "duration", "ago", "moment", "clock", "iso"):
-            environment.filters[name] = getattr(say, name)
-        self._overview = environment.get_template("status.html")
-        self._detail = environment.get_template("feed.html")
         folder = files("app.status") / "static"
         self._assets = {name: (folder / name).read_bytes() for name in _ASSETS}
 
@@ -119,6 +108,9 @@ class StatusPage:
                 f"What this page shows is in the database, which could not be asked ({type(error).__name__}).",
                 headers={"Retry-After": "10"},
             ) from error
+        return await asyncio.to_thread(self._page_of, store, feed, facts)
+
+    def _page_of(self, store: str, feed: str, facts: view.Facts) -> str:
         if feed:
-            return self._detail.render(page=view.detail(store, feed, facts), version=__version__)
-        return self._overview.render(page=view.overview(self._stores, facts), version=__version__)
+            return template("feed.html").render(page=view.detail(store, feed, facts), version=__version__)
+        return template("status.html").render(page=view.overview(self._stores, facts), version=__version__)
