@@ -84,8 +84,9 @@ class FeedEndpoint:
         if request.path_params["feed"] == SINGLE_FILE:
             protocol.require_no_parameters(query)
             sources = await self._catalog.sources.all_of(store)
-            wanted = FeedRequest(format="json")
-            answers = [Answer(store, source, wanted, self._catalog, self._emit, Tally(), caller) for source in sources]
+            answers = [
+                Answer(store, source, _WHOLE_FILE, self._catalog, self._emit, Tally(), caller) for source in sources
+            ]
             for answer in answers:
                 answer.writes = writes
             return SingleFile(store, answers, tally, created=int(time.time()))
@@ -409,40 +410,11 @@ class Answer:
         return headers
 
     def record(self, method: str, address: str) -> FeedServed:
-        tally = self.tally
-        return FeedServed(
-            store=self.store.name,
-            feed=self._source.feed,
-            method=method,
-            address=address,
-            limit=self._wanted.limit,
-            offset=self._wanted.offset,
-            incremental=self._since is not None,
-            walk=tally.walk,
-            found=tally.found,
-            items=tally.items,
-            invalid=tally.invalid,
-            bytes=tally.bytes,
-            seconds=tally.seconds(),
-            gate=tally.gate,
-            bookmark=tally.bookmark,
-            database=tally.database,
-            encode=tally.encode,
-        )
+        incremental = self._since is not None
+        return _served(self.store, self.feed, self._wanted, self.tally, method, address, incremental=incremental)
 
     def cut_off(self, method: str, address: str, cause: str) -> CutOff:
-        return CutOff(
-            store=self.store.name,
-            feed=self.feed,
-            method=method,
-            address=address,
-            limit=self._wanted.limit,
-            offset=self._wanted.offset,
-            items=self.tally.items,
-            bytes=self.tally.bytes,
-            seconds=self.tally.seconds(),
-            cause=cause,
-        )
+        return _cut_off(self.store, self.feed, self._wanted, self.tally, method, address, cause)
 
 
 class SingleFile:
@@ -488,40 +460,10 @@ class SingleFile:
         return _headers("json", coding, self.tally)
 
     def record(self, method: str, address: str) -> FeedServed:
-        tally = self._add_up()
-        return FeedServed(
-            store=self.store.name,
-            feed=self.name,
-            method=method,
-            address=address,
-            limit=None,
-            offset=None,
-            incremental=False,
-            walk=None,
-            items=tally.items,
-            invalid=tally.invalid,
-            bytes=tally.bytes,
-            seconds=tally.seconds(),
-            gate=tally.gate,
-            bookmark=tally.bookmark,
-            database=tally.database,
-            encode=tally.encode,
-        )
+        return _served(self.store, self.name, _WHOLE_FILE, self._add_up(), method, address)
 
     def cut_off(self, method: str, address: str, cause: str) -> CutOff:
-        tally = self._add_up()
-        return CutOff(
-            store=self.store.name,
-            feed=self.name,
-            method=method,
-            address=address,
-            limit=None,
-            offset=None,
-            items=tally.items,
-            bytes=tally.bytes,
-            seconds=tally.seconds(),
-            cause=cause,
-        )
+        return _cut_off(self.store, self.name, _WHOLE_FILE, self._add_up(), method, address, cause)
 
     def _add_up(self) -> Tally:
         for name in ("items", "invalid", "bookmark", "database", "encode"):
@@ -530,10 +472,52 @@ class SingleFile:
 
 
 _PIECE_BYTES = 1_000_000
+_WHOLE_FILE = FeedRequest(format="json")
 
 
 def _stream(store: Store, feed: str, tally: Tally) -> Stream:
     return Stream(store.name, feed, time.time() - tally.seconds(), tally.items, tally.bytes)
+
+
+def _served(
+    store: Store, feed: str, wanted: FeedRequest, tally: Tally, method: str, address: str, *, incremental: bool = False
+) -> FeedServed:
+    return FeedServed(
+        store=store.name,
+        feed=feed,
+        method=method,
+        address=address,
+        limit=wanted.limit,
+        offset=wanted.offset,
+        incremental=incremental,
+        walk=tally.walk,
+        items=tally.items,
+        invalid=tally.invalid,
+        bytes=tally.bytes,
+        seconds=tally.seconds(),
+        gate=tally.gate,
+        bookmark=tally.bookmark,
+        database=tally.database,
+        encode=tally.encode,
+        found=tally.found,
+    )
+
+
+def _cut_off(
+    store: Store, feed: str, wanted: FeedRequest, tally: Tally, method: str, address: str, cause: str
+) -> CutOff:
+    return CutOff(
+        store=store.name,
+        feed=feed,
+        method=method,
+        address=address,
+        limit=wanted.limit,
+        offset=wanted.offset,
+        items=tally.items,
+        bytes=tally.bytes,
+        seconds=tally.seconds(),
+        cause=cause,
+    )
 
 
 def _headers(format: Format, coding: Coding | None, tally: Tally) -> list[tuple[bytes, bytes]]:

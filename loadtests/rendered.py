@@ -21,8 +21,7 @@ from loadtests.processes import PUBLIC_KEY, Target, clerk_feed
 
 OF_STORE = "feeds.products.rendered = true"
 _STORE = Store(public_key=PUBLIC_KEY, schema="bench", name="bench", feeds={"products": FeedSettings(rendered=True)})
-_UNCHANGED = 3
-_COPIES = 3
+_TIMES = 3
 
 
 class RenderedWalk(msgspec.Struct, frozen=True):
@@ -70,8 +69,10 @@ class Rendered(msgspec.Struct, frozen=True):
         return self.items / self.copy_seconds
 
 
-async def refresh(dsn: str, items: int, say: Callable[[str], None], server: Embedded) -> Refreshing:
-    """Render the feed, change 1 % of its source, and refresh it; then again without a change."""
+async def refresh(
+    dsn: str, items: int, say: Callable[[str], None], server: Embedded, *, times: int = _TIMES
+) -> Refreshing:
+    """Render the feed, change 1 % of its source, and refresh it; then again without a change, so many times."""
     connection = await asyncpg.connect(dsn)
     try:
         await migrate(connection)
@@ -82,7 +83,7 @@ async def refresh(dsn: str, items: int, say: Callable[[str], None], server: Embe
         say("Refreshing with 1 % changed, and without a change …")
         await connection.execute("update bench.item set price = price + 1 where id % 100 = 7")
         await connection.execute("vacuum analyze bench.item")
-        copies = [copy(server, dsn, "select row_to_json(p) from bench.products as p") for _ in range(_COPIES)]
+        copies = [copy(server, dsn, "select row_to_json(p) from bench.products as p") for _ in range(times)]
         changed = await refresher.refresh(_STORE, "products")
         assert changed is not None  # noqa: S101
         table = await connection.fetchval("select 'clerk_feed.' || items_table from clerk_feed.rendered")
@@ -90,7 +91,7 @@ async def refresh(dsn: str, items: int, say: Callable[[str], None], server: Embe
         size = f"select pg_total_relation_size('{table}')"
         before = await connection.fetchval(size)
         unchanged = []
-        for _ in range(_UNCHANGED):
+        for _ in range(times):
             summary = await refresher.refresh(_STORE, "products")
             assert summary is not None  # noqa: S101
             unchanged.append(summary.seconds)

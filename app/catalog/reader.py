@@ -524,12 +524,12 @@ def _statement(source: Source, part: _Part, limit: int | None) -> tuple[str, lis
     select = source.select if part.order == "key" else source.select_dated
     if source.lines and part.order in ("key", "dated"):
         select = source.lines_dated if part.dated_key else source.lines
-    sql = f"{select}\nwhere {where}\norder by {order}"
+    which = f"where {where}\norder by {order}"
     if limit is not None:
-        sql += f"\nlimit {int(limit)}"
+        which += f"\nlimit {int(limit)}"
     if part.skip:
-        sql += f"\noffset {argument(part.skip)}::int8"
-    return sql, arguments
+        which += f"\noffset {argument(part.skip)}::int8"
+    return source.rows(select, which, order), arguments
 
 
 def _edge_statement(source: Source, after: Position, *, dated: bool) -> tuple[str, list[Any]]:

@@ -65,6 +65,8 @@ def _statement(source: Source, limit: int) -> str:
     family, order = source.key.family, source.key.order
     count = len(source.attributes) + 1
     columns = ", ".join(f"c{number}" for number in range(count))
+    behind = f"(select key::{family} from chosen where not is_end)"  # noqa: S608 (our own)
+    which = f'where s."id" > {behind} order by s."id" limit {limit + 1}'
     return f"""
 with b as materialized (
   select *, b.written < now() - interval '1 hour' as old
@@ -82,10 +84,7 @@ with b as materialized (
   order by b.past, b.old, b.is_end, {ordered_key(source)}, b.used desc, b.id
   limit 1
 ), page ({columns}, key) as materialized (
-  {source.select_key}
-  where s."id" > (select key::{family} from chosen where not is_end)
-  order by s."id"
-  limit {limit + 1}
+  {source.rows(source.select_key, which, 's."id"')}
 ), full_page as materialized (
   select page.key::text as key
   from page

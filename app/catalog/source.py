@@ -85,8 +85,12 @@ class Source(msgspec.Struct, frozen=True):
     relation: Relation
     key: Key
     attributes: tuple[str, ...]
+    origin: str
+    """What stands behind FROM; its alias is s."""
+    columns: str
+    """The columns of s that are read; empty where items stand ready."""
     select: str
-    """SELECT list and FROM; the relation's alias is s, the plain flag comes first, then the attributes, id first."""
+    """SELECT list: the plain flag comes first, then the attributes, id first."""
     select_key: str
     """The same with the id once more at the end, untouched, for the server to compare."""
     select_dated: str
@@ -97,7 +101,7 @@ class Source(msgspec.Struct, frozen=True):
     changed_since: str = 's."modified_at" >= {since}'
     """SQL for what changed since a moment, which stands in for {since}."""
     lines: str = ""
-    """Where items stand ready as JSON: a SELECT of the doc's bytes and the id; empty elsewhere."""
+    """Where items stand ready as JSON: the doc's bytes and the id; empty elsewhere."""
     lines_dated: str = ""
     """The same with modified_at as text at the end."""
 
@@ -114,6 +118,17 @@ class Source(msgspec.Struct, frozen=True):
     @property
     def has_modified_at(self) -> bool:
         return bool(self.select_dated)
+
+    def rows(self, select: str, which: str, order: str) -> str:
+        """The SQL for some rows in an order; `which` is its WHERE, ORDER BY and LIMIT.
+
+        The rows are picked first, and what is selected is worked out from them: where a view's column is a subquery,
+        PostgreSQL would otherwise run it at each of its places in the list, of which there are up to three.
+        """
+        if not self.columns:
+            return f"{select}\nfrom {self.origin}\n{which}"
+        picked = f"select {self.columns}\n  from {self.origin}\n  {which}"  # noqa: S608 (names are quoted)
+        return f"{select}\nfrom (\n  {picked}\n) as s\norder by {order}"
 
 
 class Sources:
@@ -236,15 +251,17 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
     expressions = [f"{expression(relation, column)} as {quoted(column.name)}" for column in served]
     flag = " and ".join(_plain_conditions(served, REQUIRED[feed]))
     select = f"select ({flag}) as plain,\n  " + ",\n  ".join(expressions)
-    start = f"\nfrom {relation} as s"
+    origin = f"{relation} as s"
     dated = ""
+    read = [column.name for column in served]
     if (modified_at := by_name.get("modified_at")) is not None:
         if modified_at.is_array or modified_at.type not in ("timestamptz", "timestamp"):
             raise _unusable(
                 f'The column "modified_at" of {relation} is of type {modified_at.shown_type}; it must be timestamptz.',
                 'Cast it in the view, e.g. to_timestamp(x) as "modified_at", or leave it out.',
             )
-        dated = f'{select},\n  s."modified_at"::timestamptz::text as modified_at_key{start}'
+        dated = f'{select},\n  s."modified_at"::timestamptz::text as modified_at_key'
+        read.append("modified_at")
     attributes = tuple(column.name for column in served)
     return Source(
         store=store,
@@ -252,10 +269,12 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         relation=relation,
         key=key_of(relation, by_name["id"]),
         attributes=attributes,
-        select=select + start,
-        select_key=f'{select},\n  s."id" as key{start}',
+        origin=origin,
+        columns=", ".join(f"s.{quoted(name)}" for name in read),
+        select=select,
+        select_key=f'{select},\n  s."id" as key',
         select_dated=dated,
-        count=f"select count(*){start} where " + " and ".join(valid_conditions(served, REQUIRED[feed])),
+        count=_COUNT + f"{origin} where " + " and ".join(valid_conditions(served, REQUIRED[feed])),
         encoder=ItemEncoder(attributes, REQUIRED[feed]),
     )
 
@@ -301,23 +320,25 @@ def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, num
     """The source of a rendered feed: docs as they stand in its table of items."""
     id = 's."id"' if key.family in ("int8", "text") else 's."id"::text'
     select = f'select true as plain, {id} as id, s."doc"'
-    start = f"\nfrom (select * from {relation} where doc is not null) as s"  # noqa: S608
+    origin = f"(select * from {relation} where doc is not null) as s"  # noqa: S608
     return Source(
         store=store,
         feed=feed,
         relation=relation,
         key=key,
         attributes=("id", "doc"),
-        select=select + start,
-        select_key=f'{select}, s."id" as key{start}',
-        select_dated=f'{select}, s."modified_at"::text as modified_at_key{start}',
-        count=f"select count(*){start}",
+        origin=origin,
+        columns="",
+        select=select,
+        select_key=f'{select}, s."id" as key',
+        select_dated=f'{select}, s."modified_at"::text as modified_at_key',
+        count=_COUNT + origin,
         encoder=LineEncoder(),
         # What was stamped after the last refresh that could be seen before then.
         changed_since=_CHANGED_SINCE.replace("{number}", str(number)),
         # As bytea nothing is decoded on the way, and no codec is called.
-        lines=f'select json_send(s."doc") as doc, {id} as id{start}',
-        lines_dated=f'select json_send(s."doc") as doc, {id} as id, s."modified_at"::text as modified_at_key{start}',
+        lines=f'select json_send(s."doc") as doc, {id} as id',
+        lines_dated=f'select json_send(s."doc") as doc, {id} as id, s."modified_at"::text as modified_at_key',
     )
 
 
@@ -438,6 +459,8 @@ async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refus
         fix=f"Create view {relation} with the columns {columns}. Or remove the URL from Clerk's Data Sync.",
     )
 
+
+_COUNT = "select count(*) from "
 
 _CHANGED_SINCE = """s."modified_at" > coalesce(
   (select max(f.stamp) from clerk_feed.refresh as f where f.rendered = {number} and f.visible < {since}), '-infinity'

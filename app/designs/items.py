@@ -88,7 +88,7 @@ async def _first(connection: Any, source: Source, how: str, count: int, *argumen
 
 async def _items(connection: Any, source: Source, how: str, *arguments: object) -> AsyncIterator[list[Item]]:
     """The valid items of a statement, as Clerk gets them."""
-    cursor = await connection.cursor(f"{source.select}\n{how}", *arguments)
+    cursor = await connection.cursor(f"{source.select}\nfrom {source.origin}\n{how}", *arguments)
     while rows := await cursor.fetch(_ROWS):
         valid = source.encoder.items(rows).valid
         yield msgspec.json.decode(b"[" + source.encoder.encode(valid, "json") + b"]", type=list[Item])
