@@ -26,7 +26,7 @@ from loadtests.processes import ProcessError, Target, clerk_feed, datasette, dja
 
 _COMPARED_PAGES = 50
 _FAR_PAGES = 10
-_NAMES = ("walk", "baseline", "django", "datasette", "stream", "small", "start", "rendered")
+_NAMES = ("walk", "baseline", "mapped", "django", "datasette", "stream", "small", "start", "rendered")
 _STARTS = 5
 
 
@@ -117,6 +117,10 @@ def _run(
         figures = msgspec.structs.replace(figures, walk=walk)
     others: dict[str, tuple[str, Callable[[], AbstractContextManager[Target]]]] = {
         "baseline": ("FastAPI + SQLAlchemy", lambda: fastapi_app(dsn, url, data_dir)),
+        "mapped": (
+            "FastAPI + SQLAlchemy, mapped objects",
+            lambda: fastapi_app(dsn, url, data_dir, path="/bench/products-mapped"),
+        ),
         "django": ("Django REST framework", lambda: django_app(dsn, url, data_dir)),
         "datasette": (
             "Datasette, by key",

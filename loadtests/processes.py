@@ -88,7 +88,7 @@ def serving(settings: str, folder: Path) -> Iterator[Target]:
 
 
 @contextmanager
-def fastapi_app(dsn: str, verify_url: str, folder: Path) -> Iterator[Target]:
+def fastapi_app(dsn: str, verify_url: str, folder: Path, *, path: str = "/bench/products") -> Iterator[Target]:
     """The baseline under uvicorn with uvloop and httptools, one worker."""
     command = [sys.executable, "-m", "uvicorn", "loadtests.baselines.fastapi_app:app", "--port", "0"]
     command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--no-use-colors"]
@@ -99,7 +99,7 @@ def fastapi_app(dsn: str, verify_url: str, folder: Path) -> Iterator[Target]:
     }
     running = r"Uvicorn running on (http://\S+)"
     with _running(command, folder / "fastapi.log", running, "Uvicorn running", environment) as target:
-        yield target
+        yield msgspec.structs.replace(target, path=path)
 
 
 @contextmanager

@@ -1,21 +1,23 @@
-"""The baseline: a product feed in FastAPI and SQLAlchemy with LIMIT and OFFSET, as a competent developer writes it.
+"""The baselines: a product feed in FastAPI and SQLAlchemy with LIMIT and OFFSET, as a competent developer writes it.
 
 Fair to its kind: async with asyncpg, a verified token remembered, and of the usual ways to answer the fastest: rows
 of columns as dicts, checked and serialized by pydantic in one go. CPU of a page of 1000, FastAPI 0.165 and
 SQLAlchemy 2.1: 37 ms; with models built in the handler 49, mapped objects 59, dicts without a response model 111.
+Mapped objects, which is how the tutorials have it, are served as well.
 It reads the same view and answers the same items. Served by uvicorn with uvloop and httptools; DATABASE_URL,
 VERIFY_URL and PUBLIC_KEY come from the environment.
 """
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Annotated, Any
 
 import httpx
 from fastapi import Depends, FastAPI, Header, HTTPException, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, field_validator
 from sqlalchemy import (
     ARRAY,
     REAL,
@@ -32,7 +34,8 @@ from sqlalchemy import (
     func,
     select,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
 
 _TOKEN_SECONDS = 600.0
 
@@ -64,8 +67,18 @@ _SERVED = select(
 ).order_by(products.c.id)
 
 
+class _Base(DeclarativeBase):
+    pass
+
+
+class MappedProduct(_Base):
+    __table__ = products
+
+
 class Product(BaseModel):
     """A product as Clerk reads it."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     id: int
     sku: str
@@ -83,6 +96,15 @@ class Product(BaseModel):
     reviews_amount: int
     reviews_avg: float | None
     created_at: int
+
+
+class ProductOfObject(Product):
+    """The same of a mapped object, whose moment is one of Python's."""
+
+    @field_validator("created_at", mode="before")
+    @classmethod
+    def in_seconds(cls, value: datetime) -> int:
+        return int(value.timestamp())
 
 
 engine = create_async_engine(os.environ["DATABASE_URL"], pool_size=8)
@@ -113,6 +135,11 @@ async def connection() -> AsyncIterator[AsyncConnection]:
         yield opened
 
 
+async def session() -> AsyncIterator[AsyncSession]:
+    async with AsyncSession(engine) as opened:
+        yield opened
+
+
 app = FastAPI(lifespan=lifespan)
 
 
@@ -129,3 +156,18 @@ async def feed(
 ) -> list[dict[str, Any]]:
     rows = await database.execute(_SERVED.limit(limit).offset(offset))
     return [dict(row) for row in rows.mappings()]
+
+
+@app.get(
+    "/bench/products-mapped",
+    dependencies=[Depends(require_token)],
+    response_model=list[ProductOfObject],
+    response_model_exclude_none=True,
+)
+async def mapped_feed(
+    database: Annotated[AsyncSession, Depends(session)],
+    limit: Annotated[int, Query(ge=1, le=1000)] = 25,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> Sequence[MappedProduct]:
+    found = await database.scalars(select(MappedProduct).order_by(products.c.id).limit(limit).offset(offset))
+    return found.all()
