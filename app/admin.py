@@ -5,10 +5,12 @@ feeds: one of it is right for any number of them.
 """
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 from starlette.requests import Request
@@ -22,7 +24,7 @@ from app.access.pace import Refusals
 from app.catalog.pool import LOST, Pool
 from app.catalog.source import Sources
 from app.protocol.feeds import FEEDS
-from app.protocol.problems import ADMIN_REQUIRED, Refusal
+from app.protocol.problems import ADMIN_NAME, ADMIN_REQUIRED, Refusal
 from app.service import application, connect, readiness
 from app.settings import Access, Settings, Store, replace
 from app.status import history
@@ -57,7 +59,7 @@ def create_admin(settings: Settings, pool: Pool, folder: Path, emit: Emit) -> AS
 
 
 class BehindAdmin:
-    """Lets operators in, by HTTP authentication where access.admin is set."""
+    """Lets operators in: by HTTP authentication where access.admin is set, else by a name of this machine's own."""
 
     def __init__(self, app: ASGIApp, settings: Access) -> None:
         self._app = app
@@ -67,8 +69,11 @@ class BehindAdmin:
         self._door = Store(public_key="", name="admin_bind")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._wanted and scope["path"] not in _OPEN_TO_ALL:
-            await self._check(Request(scope))
+        if scope["type"] == "http" and scope["path"] not in _OPEN_TO_ALL:
+            if self._wanted:
+                await self._check(Request(scope))
+            else:
+                _require_own_name(Request(scope))
         await self._app(scope, receive, send)
 
     async def _check(self, request: Request) -> None:
@@ -81,6 +86,16 @@ class BehindAdmin:
                 if header is not None:  # the first challenge is no guess
                     self._refusals.count(self._door, client)
                 raise Refusal(ADMIN_REQUIRED, refusal.detail, headers=refusal.headers) from None
+
+
+def _require_own_name(request: Request) -> None:
+    """Refuse who was led here by a name that somebody else owns: DNS rebinding. Raises Refusal."""
+    host = request.headers.get("host", "")
+    with suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
+        if name == "localhost" or ipaddress.ip_address(name).is_loopback:
+            return
+    raise Refusal(ADMIN_NAME, f"The request is for {host[:100]!r}.")
 
 
 class MetricsPage:

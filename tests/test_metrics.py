@@ -246,6 +246,19 @@ def test_operators_say_who_they_are(guarded: Running, path: str) -> None:
     assert "pass-of-op" not in guarded.log.read_text()
 
 
+@pytest.mark.parametrize("host", ["rebound.example", "rebound.example:80", "localhost.example", "10.0.0.1", "[", ""])
+def test_without_a_password_operators_pages_answer_to_no_name_of_others(shop: Shop, host: str) -> None:
+    """A page elsewhere whose name leads to 127.0.0.1 could have an operator's browser read ours for it."""
+    answer = shop.service.get("/-/status", token=None, admin=True, headers={"Host": host})
+    problem(answer, 421, "admin-name")
+    assert shop.service.get("/-/healthz", token=None, admin=True, headers={"Host": host}).status == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:9000", "127.0.0.1:1", "127.8.8.8", "[::1]:80", "LOCALHOST"])
+def test_without_a_password_operators_pages_answer_to_names_of_this_machine(shop: Shop, host: str) -> None:
+    assert shop.service.get("/-/status", token=None, admin=True, headers={"Host": host}).status == 200
+
+
 @pytest.mark.parametrize("path", ["/-/healthz", "/-/readyz"])
 def test_health_needs_no_name(guarded: Running, path: str) -> None:
     assert guarded.get(path, token=None, admin=True).status == 200

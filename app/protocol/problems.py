@@ -104,6 +104,13 @@ ADMIN_REQUIRED = Problem(
     "The operators' pages ask for HTTP authentication, and the request came without it or with the wrong one.",
     "The user name and the password are those of access.admin in feed.toml.",
 )
+ADMIN_NAME = Problem(
+    421,
+    "admin-name",
+    "The operators' pages were asked for under a name that is not this machine's own. Without access.admin they answer"
+    " to localhost and loopback addresses only, so that no web page elsewhere can have a browser here read them.",
+    "Ask for http://localhost:PORT/-/status, or set access.admin in feed.toml.",
+)
 NOT_SECURE = Problem(
     403,
     "not-secure",
