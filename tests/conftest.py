@@ -146,8 +146,12 @@ class Running:
             with suppress(ConnectionError, http.client.HTTPException):
                 self.get(mark, token=None)
                 eventually(lambda: mark in self.log.read_text())
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if kind is None or line["event"] == kind]
+        return [line for line in self.logged() if kind is None or line["event"] == kind]
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The events written until now. A last line that is only half written is left out."""
+        lines = self.log.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> int:
         if self.process.poll() is None:

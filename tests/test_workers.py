@@ -1,7 +1,6 @@
 """Several workers under one parent: lost ones are replaced, rolls refuse nobody, and all end together."""
 
 import http.client
-import json
 import os
 import signal
 import socket
@@ -52,8 +51,7 @@ def said(service: Running, kind: str, count: int = 1) -> list[dict[str, object]]
     found: list[dict[str, object]] = []
 
     def there() -> bool:
-        lines = [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
-        found[:] = [line for line in lines if line["event"] == kind]
+        found[:] = [line for line in service.logged() if line["event"] == kind]
         return len(found) >= count
 
     eventually(there)
