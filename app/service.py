@@ -2,7 +2,7 @@
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -62,6 +62,8 @@ class Service(msgspec.Struct, frozen=True):
     sources: Sources
     database: str
     """What answers, e.g. "PostgreSQL 18.4"."""
+    warm: Callable[[], Coroutine[None, None, None]]
+    """Makes ready what the first request needs and the start does not."""
 
 
 @asynccontextmanager
@@ -115,6 +117,7 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             pool=pool,
             sources=sources,
             database=f"PostgreSQL {version.split()[0]}",
+            warm=clerk.warm,
         )
 
 

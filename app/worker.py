@@ -88,8 +88,10 @@ async def _serve(settings: Settings, orders: Orders, parent: socket.socket) -> N
                 group.create_task(host(service.app, public, server, stop, tls=server.tls))
                 group.create_task(host(admin_app, [admin], operators, stop, tls=server.admin_tls))
                 _tell(parent, Ready(service.database))
+                warming = asyncio.create_task(service.warm())
                 listing = asyncio.create_task(_list(service, settings, urls[0])) if orders.greets else None
                 await stop.wait()
+                warming.cancel()
                 if listing:
                     listing.cancel()
     finally:

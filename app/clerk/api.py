@@ -138,6 +138,11 @@ class ClerkApi:
             self._opening = None
             raise
 
+    async def warm(self) -> None:
+        """Make ready what the first call needs, so that it need not wait for it."""
+        with suppress(ClerkUnreachableError):  # which that call will tell
+            await self._client()
+
     async def close(self) -> None:
         if self._opening is not None:
             with suppress(ClerkUnreachableError):
