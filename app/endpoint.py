@@ -29,7 +29,7 @@ from app.catalog.standbys import Mark
 from app.protocol import request as protocol
 from app.protocol.coding import Coding, coded, coding_of
 from app.protocol.feeds import FEEDS, SINGLE_FILE, SINGLE_FILE_KEYS, FeedName
-from app.protocol.problems import NOT_FOUND, PARAMETER_INVALID, Refusal
+from app.protocol.problems import NOT_FOUND, OFFSET_LOST, PARAMETER_INVALID, Refusal
 from app.protocol.request import FeedRequest, Format
 from app.protocol.wire import FRAMING, MEDIA_TYPES
 from app.response import Chunks, FeedResponse, Tally
@@ -303,6 +303,11 @@ class Answer:
             self._next = reached.key if reached else None
             return
         if not of_walk:
+            if reached is None and not tally.items:
+                # Whoever steps farther than his pages are long would take it for the end, and lose what lies between.
+                raise Refusal(
+                    OFFSET_LOST, f"Nothing of {self.feed} of {self.store.name} lies at offset {wanted.offset}."
+                )
             return
         offset, incremental = wanted.offset or 0, self._since is not None
         again = start is not None and start.position is None

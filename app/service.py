@@ -22,7 +22,7 @@ from app.access.tokens import Tokens
 from app.catalog.ahead import Ahead
 from app.catalog.bookmarks import Bookmarks
 from app.catalog.guard import Guard
-from app.catalog.pool import LOST, Patience, Pool
+from app.catalog.pool import LOST, Patience, Pool, of_primary
 from app.catalog.reader import Reader
 from app.catalog.rendered import Refresher, connection_for_refresh
 from app.catalog.schema import migrate
@@ -276,7 +276,7 @@ def readiness(settings: Settings, pool: Pool, sources: Sources) -> Callable[[], 
 async def connect(settings: Settings, dsn: str, emit: Emit) -> Pool:
     """A pool on the database, waited for as long as resume_for: it may be starting too."""
     ours = settings.database
-    key = "state_dsn" if ours.state_dsn and ours.state_dsn.reveal() == dsn else "dsn"
+    key = "state_dsn" if ours.state_dsn and of_primary(ours.state_dsn.reveal()) == dsn else "dsn"
     patience = Patience(settings.database.resume_for.seconds)
     while True:
         try:

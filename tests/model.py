@@ -29,6 +29,7 @@ from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.endpoint import Answer, Catalog
 from app.protocol.feeds import FeedName
+from app.protocol.problems import OFFSET_LOST, Refusal
 from app.protocol.request import FeedRequest, Format
 from app.settings import Database as DatabaseSettings
 from app.settings import Duration, FeedSettings, Store
@@ -107,18 +108,24 @@ class Process:
     def begin(self, bookmarks: type[Bookmarks]) -> None:
         """Begin an example, with bookmarks of this class."""
         self.events.clear()
+        self._ends_by_counting = getattr(bookmarks, "ends_by_counting", False)
         found = bookmarks(self._pool, _RESUME_SECONDS, self.events.append)
         # Small pages find their bookmarks themselves, so they would hide what another class does.
         kind = SmallPages if bookmarks is Bookmarks else _NoSmallPages
         small_pages = kind(self._pool, _RESUME_SECONDS, self.events.append)
         # Without small pages every page but the first of a walk may have been read ahead.
-        self._ahead = Ahead(self._reader, self._pool, least_rows=1)
+        self._ahead = Ahead(self._reader, self._pool, least_rows=1, kept_seconds=3600)
         self._catalog = Catalog(self._sources, self._reader, found, small_pages, self._ahead, self._guard)
 
     async def page(self, store: Store, wanted: FeedRequest) -> bytes:
         source = await self._sources.of(store, FEED)
         answer = Answer(store, source, wanted, self._catalog, self.events.append)
-        page = b"".join([chunk async for chunk in answer.chunks()])
+        try:
+            page = b"".join([chunk async for chunk in answer.chunks()])
+        except Refusal as refusal:
+            if refusal.problem is not OFFSET_LOST or not self._ends_by_counting:
+                raise
+            return b"[]" if wanted.format == "json" else b""
         answer.sent()
         # What is read ahead is as old as it can be when it is asked for.
         await self._ahead.settled()

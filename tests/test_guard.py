@@ -294,3 +294,45 @@ def test_behind_a_page_held_back_the_end_of_an_earlier_walk_is_none(catalog: Sho
     assert history(catalog)[-1]["ended"] == "held back"
     fill(catalog, 1, 200)
     assert [a.status for a in walk(catalog, limit=300)] == [200] * 2
+
+
+def age(shop: Shop, hours: int) -> None:
+    shop.execute(
+        "update clerk_feed.bookmark set written = written - make_interval(hours => $2) where store = $1",
+        shop.name,
+        hours,
+    )
+
+
+@pytest.mark.parametrize("retried", [0, 50])
+@pytest.mark.parametrize("first", [10, 200])
+def test_a_page_held_back_leaves_the_measure_where_its_walk_went_on_from_a_finished_one(
+    catalog: Shop, first: int, retried: int
+) -> None:
+    """A page asked for twice leaves a bookmark of the finished walk that the next one, of equal keys, goes on from."""
+    fill(catalog, 1, first)
+    if first < 200:
+        walk(catalog)
+        age(catalog, 3)
+        fill(catalog, first + 1, 200)
+    for offset in (0, 50, 100, 150, 200):
+        for _ in range(2 if offset == retried else 1):
+            assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    catalog.execute("delete from {s}.products where id > 60")
+    assert held_back(walk(catalog)[-1])
+    for offset in (50, 100, 50, 100):
+        assert held_back(catalog.get(f"products?limit=50&offset={offset}"))
+    assert held_back(walk(catalog)[-1])
+    assert [row["ended"] for row in history(catalog)].count("finished") == (2 if first < 200 else 1)
+
+
+@pytest.mark.parametrize("finished", [1, 3])
+def test_asking_on_behind_a_page_held_back_leaves_the_measure(catalog: Shop, finished: int) -> None:
+    fill(catalog, 1, 200)
+    for _ in range(finished):
+        assert [a.status for a in walk(catalog)] == [200] * 5
+        age(catalog, 2)
+    catalog.execute("delete from {s}.products where id > 60")
+    assert held_back(walk(catalog)[-1])
+    catalog.get("products?limit=50&offset=100")
+    assert held_back(walk(catalog)[-1])

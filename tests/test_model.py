@@ -65,6 +65,8 @@ def test_a_page_asked_for_again_starts_where_it_started(world: World) -> None:
 class NoBookmarks(Bookmarks):
     """Plain OFFSET, as every feed by hand does it."""
 
+    ends_by_counting = True
+
     async def find(self, source: Source, offset: int, *, incremental: bool) -> Bookmark | None:
         return None
 
@@ -260,6 +262,26 @@ def test_gap_a_smaller_key_between_two_attempts(scene: Scene) -> None:
     scene.drop([5, 6, 7])
     scene.receive(other, 0)
     assert scene.sent_by(slow) == [8, 9, 10]
+
+
+@pytest.mark.xfail(raises=Lost, strict=True, reason="a retry at an offset where walks of different limits meet")
+def test_gap_a_retry_where_different_limits_meet(scene: Scene) -> None:
+    """It takes importers of different limits, a feed that shrinks and an empty answer that is lost, within the hour.
+
+    What `other` asks for again starts from the smaller key that `slow` has left there meanwhile, and makes it past.
+    """
+    slow, other, _ = scene.importers
+    scene.shop("ints", first=7, count=9, step=1, undated=False)
+    other.limit = 6
+    scene.receive(slow, 0)
+    scene.drop([9, 10, 11])
+    scene.receive(other, 0)
+    scene.lose(other, 0)  # an empty answer
+    scene.receive(slow, 0)
+    scene.receive(other, 0)  # once more, from what `slow` wrote
+    scene.receive(other, 0)
+    scene.lose(other, 0)
+    scene.receive(slow, 0)
 
 
 def test_of_equal_keys_the_used_one_goes_first_whatever_the_plan(

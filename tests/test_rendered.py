@@ -10,8 +10,9 @@ import pytest
 from app.catalog.rendered import RefreshError, RefreshHeldBackError
 from app.clerk.importer import Importer
 from tests.clerk import problem
-from tests.conftest import TOKEN
+from tests.conftest import PRODUCTS, TOKEN, Loop
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
+from tests.test_faults import reloaded
 from tests.test_feeds import TYPES
 
 __all__ = ["bare", "rendered", "rendered_service"]
@@ -315,6 +316,33 @@ def test_a_shop_is_not_drained_little_by_little(rendered: RenderedShop) -> None:
     rendered.execute("""update clerk_feed.refresh set finished = finished - interval '2 days'
         where rendered = (select id from clerk_feed.rendered where store = '{s}' and feed = 'products')""")
     assert rendered.refresh(settings=settings).items == 75
+
+
+def test_items_that_take_the_place_of_all_others_are_held_back(rendered: RenderedShop) -> None:
+    """There are as many as before, and Clerk would be told to delete each one it has."""
+    rendered.execute("alter table {s}.products rename to things")
+    rendered.execute(
+        "create view {s}.products as select id + case when id > 70 then 0 else 1000 end as id, name, description,"
+        " price, image, url, categories, created_at from {s}.things"
+    )
+    for _ in range(2):  # the second looks before it writes
+        with pytest.raises(RefreshHeldBackError, match="would have 100 items; 70 of the 100 there are would be gone"):
+            rendered.refresh()
+    assert tombstones(rendered) == []
+    assert rendered.events[-1].vanished == 70  # type: ignore[attr-defined]
+    assert rendered.refresh(accept_shrink=True).vanished == 70
+
+
+def test_a_table_filled_anew_during_a_refresh_loses_nothing(bare: RenderedShop, loop: Loop) -> None:
+    for name in ("chairs", "lamps"):
+        bare.execute(PRODUCTS.replace("{s}.products", f"{{s}}.{name}"))
+    bare.execute("insert into {s}.chairs (id) select generate_series(1, 170)")
+    bare.execute("insert into {s}.lamps (id) select generate_series(201, 230)")
+    bare.execute("create view {s}.products as select * from {s}.chairs union all select * from {s}.lamps")
+    assert bare.refresh().items == 200
+    with reloaded(loop, bare.database, f"{bare.name}.lamps") as meanwhile:
+        assert meanwhile(bare.refresh).vanished == 0
+    assert tombstones(bare) == []
 
 
 def test_a_feed_whose_rows_are_all_invalid_does_not_begin_empty(bare: RenderedShop) -> None:

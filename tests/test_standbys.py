@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.catalog.pool import shuffled
+from app.catalog.pool import of_primary, shuffled
 from loadtests.postgres import Postgres
 from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, base_config, eventually
@@ -60,7 +60,23 @@ def test_hosts_are_asked_in_any_order_and_the_rest_of_a_dsn_stays() -> None:
     assert len(seen) == 6
     assert all(one.startswith("postgresql://me:p,w%40@") for one in seen)
     assert all(one.endswith("/shop?target_session_attrs=standby") for one in seen)
-    assert shuffled("postgresql:///postgres?host=/tmp/a,b") == "postgresql:///postgres?host=/tmp/a,b"
+    for one in ("postgresql:///postgres?host=/tmp/a,b", "postgresql://me:p,w@a/shop"):
+        assert shuffled(one) == one
+
+
+@pytest.mark.parametrize(
+    ("dsn", "primary"),
+    [
+        ("postgresql://a/shop", ""),
+        ("postgresql://me:p,w@a:5432/shop?x=1", ""),
+        ("postgresql://me:p@a,b:5433/shop", "?target_session_attrs=read-write"),
+        ("postgresql://a,b/shop?x=1", "&target_session_attrs=read-write"),
+        ("postgresql:///shop?host=/tmp/a,/tmp/b", "&target_session_attrs=read-write"),
+        ("postgresql://a,b/shop?target_session_attrs=any", ""),
+    ],
+)
+def test_of_several_hosts_the_one_that_takes_writes_is_meant(dsn: str, primary: str) -> None:
+    assert of_primary(dsn) == dsn + primary
 
 
 class Pair:

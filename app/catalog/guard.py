@@ -148,11 +148,12 @@ order by last_page desc
 limit 1
 """
 
+# A walk's pages may have gone on from a bookmark of one that has finished: that one stays the measure.
 _HELD_BACK = """
 with known as (
   update clerk_feed.walk
   set ended = 'held back', final_items = $4, last_page = clock_timestamp()
-  where id = $3
+  where id = $3 and ended is distinct from 'finished'
   returning id
 )
 insert into clerk_feed.walk (store, feed, incremental, whole, items, invalid, ended, final_items)

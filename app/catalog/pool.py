@@ -55,8 +55,12 @@ class Pool:
 
     transactions = False
     """Whether every piece of work is a transaction of its own that brings its settings along: behind PgBouncer."""
-    begin = "begin isolation level repeatable read read only"
-    """SQL that begins the transaction of a cursor."""
+    begin = "begin isolation level read committed read only"
+    """SQL that begins the transaction of a cursor.
+
+    A cursor is one statement, and so one state of the feed. In repeatable read its state would be that of before it has
+    waited for a lock: a table that is truncated and filled again in one transaction, then, is empty to it.
+    """
 
     def __init__(self, pool: asyncpg.Pool, emit: Emit, local_settings: str = "") -> None:
         """`local_settings`: SQL for the beginning of each transaction, where a session is not ours to keep."""
@@ -253,9 +257,24 @@ async def _connect(dsn: str, **options: Any) -> Any:
     return await asyncpg.connect(shuffled(dsn), **options)
 
 
+_HOSTS = r"(\w+://(?:[^@/?]*@)?)([^@/?]*,[^@/?]*)(.*)"
+"""A URL with several hosts: what stands before them, they, and the rest."""
+
+
+def of_primary(dsn: str) -> str:
+    """The DSN of the server that takes writes: of several hosts not any, unless it says which (as libpq spells it).
+
+    Some of what we read must not lag behind what we write.
+    """
+    several = re.fullmatch(_HOSTS, dsn, re.DOTALL) or re.search(r"[?&]host=[^&]*,", dsn)
+    if not several or "target_session_attrs=" in dsn:
+        return dsn
+    return f"{dsn}{'&' if '?' in dsn else '?'}target_session_attrs=read-write"
+
+
 def shuffled(dsn: str) -> str:
     """The DSN with its hosts in another order: asyncpg takes the first that will do, and none shall bear it all."""
-    named = re.fullmatch(r"(\w+://(?:[^@/?]*@)?)([^/?]*,[^/?]*)(.*)", dsn, re.DOTALL)
+    named = re.fullmatch(_HOSTS, dsn, re.DOTALL)
     if named is None:
         return dsn
     hosts = named[2].split(",")

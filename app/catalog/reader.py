@@ -289,6 +289,7 @@ class Reader:
             count = 0
             per_fetch = self._rows_per_fetch(source)
             sql, arguments = _statement(source, part, run if limit is None else limit + 1)
+            edge_failed = False
             # One row at a time is as large as it is: a cursor takes it without a bound.
             if limit is not None and limit <= per_fetch and per_fetch > 1:
                 try:
@@ -299,11 +300,12 @@ class Reader:
                     sql, arguments = _statement(source, part, limit)
                     async with pool.connection() as connection:
                         rows = await bounded(connection, connection.fetch(sql, *arguments))
+                    edge_failed = True
                 if rows:
                     count = len(rows)
                     part = part.behind(rows)
                     yield rows
-                ended = count <= limit
+                ended = count < limit if edge_failed else count <= limit
             else:
                 cursor = LeasedCursor(pool, sql, arguments, self._settings.cursor_lease.seconds)
                 try:

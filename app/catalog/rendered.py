@@ -66,12 +66,16 @@ class RefreshBusyError(RefreshError):
 
 
 class RefreshHeldBackError(RefreshError):
-    """The refresh would leave far fewer items than there were."""
+    """The refresh would leave far fewer items than there were, or far fewer of them."""
 
-    def __init__(self, store: str, feed: FeedName, items: int, most: int | None) -> None:
+    def __init__(self, store: str, feed: FeedName, items: int, most: int | None, *, vanished: int = 0) -> None:
+        """`vanished`: how many of the `most` would be gone, although others come."""
         self.items = items
         self.most = most
+        self.vanished = vanished
         had = f"the most in 24 hours were {most:,}" if most is not None else "all of its rows lack required attributes"
+        if vanished:
+            had = f"{vanished:,} of the {most:,} there are would be gone, and Clerk would be told to delete them"
         super().__init__(
             f"{feed} of {store} would have {items:,} items; {had}. What was rendered last goes on being served."
             f" If that is right: clerk-feed refresh --store {store} --feed {feed} --accept-shrink"
@@ -142,7 +146,7 @@ class Refresher:
         connection = await self._connect()
         started = time.monotonic()
         try:
-            await connection.execute("begin isolation level repeatable read read only")
+            await connection.execute("begin isolation level read committed read only")
             await connection.execute(_SETTINGS)
             row = await connection.fetchrow(_STATE, store.name, feed)
             state = msgspec.convert(dict(row), _State) if row else _State(0, None, 0, 0)
@@ -175,7 +179,9 @@ class Refresher:
             )
         except RefreshHeldBackError as held:
             await _note(connection, id, began, "held back", held.items, held.most, str(held))
-            self._emit(RefreshHeldBack(store=store.name, feed=feed, items=held.items, most=held.most))
+            self._emit(
+                RefreshHeldBack(store=store.name, feed=feed, items=held.items, most=held.most, vanished=held.vanished)
+            )
             raise
         except RefreshBusyError:
             raise
@@ -221,7 +227,8 @@ async def _refreshed(
         # A process that died after its commit has left this undone.
         async with connection.transaction():
             await connection.execute(_VISIBLE, id)
-        await connection.execute("begin isolation level repeatable read")
+        # The source is read by one statement, of one state; see Pool.begin for why not repeatable read.
+        await connection.execute("begin isolation level read committed")
         try:
             await connection.execute(_SETTINGS)
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1, $2)", REFRESH_LOCK, id):
@@ -269,7 +276,7 @@ class _Run:
         if kept == how.key and not self._accept_shrink and await connection.fetchval(_IS_HELD_BACK, state.id):
             # It was held back before, and most probably is again: look first, instead of writing and undoing.
             preview = await _previewed(connection, state, how, store, feed, 0)
-            self._require_enough(preview.items, preview.invalid, most)
+            self._require_enough(preview.items, preview.invalid, most, preview.vanished)
         began, stamp = await connection.fetchrow(_STAMP, state.id)
         await connection.fetchval(f"select setval('{_sequence(state.id)}', 1, false)")
         if kept == how.key and state.items_table:
@@ -279,7 +286,7 @@ class _Run:
             table = _next_table(state)
             counts, items = await self._filled(how, table, stamp, old=state.items_table if kept else None)
         invalid = await self._note_faults(table, stamp)
-        self._require_enough(items, invalid, most)
+        self._require_enough(items, invalid, most, counts.vanished)
         added = items - state.items + counts.vanished if kept else items
         changed = counts.stamped - added if kept == how.key else 0
         summary = Summary(store, feed, items, added, changed, items - added - changed, counts.vanished, invalid, 0)
@@ -303,9 +310,15 @@ class _Run:
         except Refusal as refusal:
             raise RefreshError(f"{refusal.detail} {refusal.fix}") from refusal
 
-    def _require_enough(self, items: int, invalid: int, most: int | None) -> None:
-        if not self._accept_shrink and shrunk(items, invalid, most, self._store.feed(self._feed)):
-            raise RefreshHeldBackError(self._store.name, self._feed, items, most)
+    def _require_enough(self, items: int, invalid: int, most: int | None, vanished: int) -> None:
+        """Hold back what would drain the shop, be it that other items take the place of those that are deleted."""
+        if self._accept_shrink:
+            return
+        store, settings, before = self._store.name, self._store.feed(self._feed), self._state.items
+        if shrunk(items, invalid, most, settings):
+            raise RefreshHeldBackError(store, self._feed, items, most)
+        if vanished > settings.shrink_floor and vanished > before * settings.shrink_limit:
+            raise RefreshHeldBackError(store, self._feed, items, before, vanished=vanished)
 
     async def _merged(self, how: Rendering, table: str, stamp: str) -> tuple[_Counts, int]:
         """Write what differs. Answers what was written, and how many items there are then."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from app.catalog.embedded import Embedded, EmbeddedError
+from app.catalog.pool import of_primary
 from app.certificates import CertificateError, require_usable
 from app.settings import DEFAULT_PATH, Settings, SettingsError, of_file, read
 from app.status.events import Events
@@ -47,9 +48,9 @@ def serve(path: Path) -> None:
 def database(settings: Settings, stack: ExitStack) -> str:
     """The DSN of the primary, with the embedded server started where none is set, and stopped by the stack."""
     if settings.database.state_dsn:
-        return settings.database.state_dsn.reveal()
+        return of_primary(settings.database.state_dsn.reveal())
     if settings.database.dsn is not None:
-        return settings.database.dsn.reveal()
+        return of_primary(settings.database.dsn.reveal())
     embedded = Embedded.start(Path(settings.database.data_dir))
     stack.callback(embedded.stop)
     return embedded.dsn

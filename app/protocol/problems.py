@@ -236,6 +236,13 @@ STATE_UNAVAILABLE = Problem(
     "Check that the role of the service owns the schema clerk_feed and its tables, and that the disk is not full. The"
     " walk goes on when it can.",
 )
+OFFSET_LOST = Problem(
+    409,
+    "offset-lost",
+    "There are no items at this offset, and no sync that is known has come so far: no end that may be believed.",
+    "Put limit={{limit}}&offset={{offset}} into the import URL and start the sync again: each page must begin where the"
+    " one before it ended, and the first at offset 0.",
+)
 KEY_CHANGED = Problem(
     500,
     "key-changed",

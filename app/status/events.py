@@ -153,6 +153,8 @@ class RefreshHeldBack(Event, frozen=True):
     feed: str
     items: int
     most: int | None
+    vanished: int = 0
+    """Where it is for another reason: so many of the items before would be gone, and others come."""
 
 
 class DeletionsPushed(Event, frozen=True):

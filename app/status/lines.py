@@ -214,7 +214,8 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
         f" {e.unchanged} unchanged, {e.vanished} vanished, {e.invalid} invalid"
     ),
     events.RefreshHeldBack: lambda e: (
-        f"{e.store}/{e.feed}: refresh held back: {e.items} items, {e.most} before;"
+        f"{e.store}/{e.feed}: refresh held back: {e.items} items, {e.most} before"
+        f"{f', {e.vanished} of them gone' if e.vanished else ''};"
         f" if that is right: clerk-feed refresh --store {e.store} --feed {e.feed} --accept-shrink"
     ),
     events.DeletionsPushed: lambda e: (
