@@ -114,7 +114,7 @@ class Process:
         kind = SmallPages if bookmarks is Bookmarks else _NoSmallPages
         small_pages = kind(self._pool, _RESUME_SECONDS, self.events.append)
         # Without small pages every page but the first of a walk may have been read ahead.
-        self._ahead = Ahead(self._reader, self._pool, least_rows=1, kept_seconds=3600)
+        self._ahead = Ahead(self._reader, self._pool, least_rows=1)
         self._catalog = Catalog(self._sources, self._reader, found, small_pages, self._ahead, self._guard)
 
     async def page(self, store: Store, wanted: FeedRequest) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.catalog import ahead
 from app.catalog.bookmarks import Bookmark, Bookmarks, Page
 from app.catalog.source import Key, Source
 from app.catalog.standbys import Mark
@@ -37,6 +38,12 @@ def world(create_database: Callable[[], Database], loop: Loop) -> Iterator[World
     running = World(loop, create_database(), sequential=True)
     yield running
     running.close()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine finds what an idle one does: pages read ahead are kept as long as an example takes."""
+    monkeypatch.setattr(ahead, "KEPT_SECONDS", 3600)
 
 
 class LargePages(Bookmarks):

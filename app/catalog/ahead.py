@@ -61,9 +61,8 @@ class Ahead:
     Pages of fewer than `least_rows` are left to who reads them in one statement with their bookmarks.
     """
 
-    def __init__(self, reader: Reader, pool: Pool, *, least_rows: int, kept_seconds: float | None = None) -> None:
+    def __init__(self, reader: Reader, pool: Pool, *, least_rows: int) -> None:
         self.least_rows = least_rows
-        self._kept_seconds = kept_seconds
         self._reader = reader
         self._pool = pool
         self._readings: dict[Place, _Reading] = {}
@@ -80,7 +79,7 @@ class Ahead:
         if self._reader.reads_standbys or not self._reader.is_small(source, 2 * place.limit):
             return
         task = asyncio.create_task(self._page(store, source, place, after))
-        end = asyncio.get_running_loop().call_later(self._kept_seconds or KEPT_SECONDS, self._forget, place)
+        end = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, place)
         self._readings[place] = _Reading(source, after, bookmark, task, end)
 
     async def take(self, source: Source, place: Place, *, after: Position, bookmark: int) -> PageAhead | None:

@@ -257,7 +257,7 @@ async def _connect(dsn: str, **options: Any) -> Any:
     return await asyncpg.connect(shuffled(dsn), **options)
 
 
-_HOSTS = r"(\w+://(?:[^@/?]*@)?)([^@/?]*,[^@/?]*)(.*)"
+_HOSTS = r"(\w+://(?:[^@/?]*@)?)([^@/?]*,[^@/?]*)((?:[/?].*)?)"
 """A URL with several hosts: what stands before them, they, and the rest."""
 
 

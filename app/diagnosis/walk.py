@@ -245,18 +245,27 @@ class Probe:
         self._progress(step, self.walk)
         return self._importer.page(offset, **options)
 
+    def _ids_at(self, offset: int, step: str) -> list[Any]:
+        """What lies at an offset that no sync asks for: nothing, where the server won't say."""
+        try:
+            return self._ask(offset, step).ids
+        except ImportFailedError as failure:
+            if failure.failure == "refused" and 400 <= (failure.status or 0) < 500:
+                return []
+            raise
+
     def _look_behind_the_end(self) -> None:
         end = self._offset
         for number in range(_PAGES_BEHIND):
             offset = end + number * self.walk.limit
-            page = self._ask(offset, f"looking behind the end, offset {offset:,}")
-            if page.ids:
-                lost = [id for id in page.ids if id not in self._seen]
+            found = self._ids_at(offset, f"looking behind the end, offset {offset:,}")
+            if found:
+                lost = [id for id in found if id not in self._seen]
                 self._found.append(
                     error(
                         "empty-page",
                         f"The page at offset {end - self.walk.limit:,} is empty, but at {offset:,} there are"
-                        f" {len(page.ids):,} items again. Clerk stops at the first empty page.",
+                        f" {len(found):,} items again. Clerk stops at the first empty page.",
                         "Fill each page up to its limit, also where rows are filtered out after they were counted.",
                         examples=[f"id {id}" for id in lost[:3]],
                     )
@@ -266,8 +275,8 @@ class Probe:
     def _look_behind(self, short: Page) -> None:
         """A page was shorter than asked for, and not the last: was anything left out behind it?"""
         limit, got = self.walk.limit, len(short.ids)
-        page = self._ask(short.offset + got, f"looking behind a short page, offset {short.offset + got:,}")
-        lost = [id for id in page.ids if id not in self._seen]
+        found = self._ids_at(short.offset + got, f"looking behind a short page, offset {short.offset + got:,}")
+        lost = [id for id in found if id not in self._seen]
         if lost:
             self._found.append(
                 error(
