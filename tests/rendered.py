@@ -14,7 +14,7 @@ from app.status.events import Event
 from tests.clerk import FakeClerk
 from tests.conftest import PRODUCTS, Database, Loop, Running, Shop, base_config, start_service
 
-STORES = 100
+STORES = 150
 FEEDS: tuple[FeedName, ...] = ("products", "orders", "pages")
 _stores = itertools.count()
 

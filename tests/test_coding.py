@@ -25,7 +25,7 @@ def uncompressed(body: bytes, coding: str) -> bytes:
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
 @pytest.mark.parametrize(
-    "path", ["products", "products.json", "products?limit=1000&offset=0", "products?limit=5&offset=5000"]
+    "path", ["products", "products.json", "products?limit=1000&offset=0", "products?limit=5&offset=2000"]
 )
 def test_a_compressed_answer_holds_the_same_bytes(full: Shop, coding: str, path: str) -> None:
     plain = full.get(path)
