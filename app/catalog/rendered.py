@@ -233,7 +233,7 @@ async def _refreshed(
             await connection.execute(_SETTINGS)
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1, $2)", REFRESH_LOCK, id):
                 raise RefreshBusyError(f"{feed} of {store.name} is being refreshed by another process.")
-            # Fails where a refresh has committed after our snapshot was taken and before we had the lock.
+            # With the lock held, and so as the last refresh has left it.
             row = await connection.fetchrow(_STATE + " for update", store.name, feed)
             if row is None:
                 raise RefreshError(f"{feed} of {store.name} has lost its row in clerk_feed.rendered; try again.")
