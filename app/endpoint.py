@@ -281,7 +281,7 @@ class Answer:
                 self.tally.walk = self._walk.walk
             return Span(since=self._since, mark=self._walk), None, True
         incremental = self._since is not None
-        start = await self._catalog.bookmarks.find(source, wanted.offset, incremental=incremental)
+        start = await self._catalog.bookmarks.find(source, wanted.offset, wanted.limit or 0, incremental=incremental)
         if start is None:
             if not incremental:
                 await self._catalog.guard.require_none_held_back(self.store, source)

@@ -9,6 +9,10 @@ one past at the offset of the page that wrote it, the one with the largest key, 
 limits meet; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
 used is chosen first and becomes past last, so that asking again counts as no second arrival. Nothing of this is kept
 in the process: another one may have served the page before.
+
+What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
+other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for an
+hour: nothing becomes past, and what is past is chosen like the rest. Items may be sent twice then; none is left out.
 """
 
 from collections.abc import Awaitable, Callable
@@ -42,6 +46,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     """The id of the bookmark at its offset that was begun last."""
     rank: str = "current"
     """How good a choice it was: current (of the last hour), old, or past."""
+    pages: int | None = None
+    """How many pages of the feed had been turned when it was found; None where it is not known."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -78,7 +84,7 @@ class Bookmarks:
         self._resume_seconds = resume_seconds
         self._emit = emit
 
-    async def find(self, source: Source, offset: int, *, incremental: bool) -> Bookmark | None:
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
         """The bookmark a page at this offset starts from. Raises Refusal when the database stays away."""
         row = await self._patiently(
             lambda connection: connection.fetchrow(
@@ -88,6 +94,7 @@ class Bookmarks:
                 incremental,
                 offset,
                 source.order,
+                limit,
             )
         )
         if row is None:
@@ -97,7 +104,7 @@ class Bookmarks:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
             raise key_changed(source.feed, row["other_order"], source.order)
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
-        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"], row["rank"])
+        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"], row["rank"], row["pages"])
 
     async def newest_walk(self, source: Source) -> Mark | None:
         """The row of the full walk that began last: never older than that of whoever asks now.
@@ -156,6 +163,7 @@ class Bookmarks:
                 None if reached else "finished",
                 page.final_items,
                 page.caller,
+                start.pages if start else None,
             )
         )
         return row["walk"], row["id"]
@@ -165,15 +173,17 @@ class Bookmarks:
 
         async def mark(connection: Any) -> None:
             async with connection.transaction():
-                await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
                 feed = (source.store, source.feed, incremental)
+                ended = (page.offset, page.offset + page.limit, start.pages)
+                shared = await connection.fetchval(_NOTE_END, *feed, *ended)
                 used = await connection.fetchrow(_USE, *feed, start.id)
-                if used is None:
-                    return  # a retry: it was counted the first time
-                arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
-                if used["written_by"] is not None:
-                    await connection.execute(arrived, *feed, used["written_by"], source.order)
-                await connection.execute(arrived, *feed, page.offset, source.order)
+                # A retry was counted the first time.
+                if used is not None and not shared:
+                    arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
+                    if used["written_by"] is not None:
+                        await connection.execute(arrived, *feed, used["written_by"], source.order)
+                    await connection.execute(arrived, *feed, page.offset, source.order)
+                await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
 
         await self._patiently(mark)
 
@@ -225,8 +235,54 @@ class Bookmarks:
             raise state_unavailable(error, self._emit) from error
 
 
-RANK = "case when c.past then 'past' when c.old then 'old' else 'current' end"
+RANK = "case when c.over then 'past' when c.late then 'old' else 'current' end"
 """SQL for the rank of a chosen bookmark c."""
+
+_SHARED_INTERVAL = "interval '1 hour'"
+
+_OUT_OF_TURN = f"""case
+      when {{offset}} = 0 then not (o.ended or o.written_by = 0 or o.asked < now() - {_SHARED_INTERVAL})
+      else {{offset}} not in (o.at, o.written_by) or {{limit}} <> o.at - o.written_by
+    end"""
+"""SQL for whether one importer, alone, would not ask for the page at an offset after what was asked last, o."""
+
+ASKED = f"""
+  select o.pages, o.shared_until > now() or {_OUT_OF_TURN} as shared
+  from clerk_feed.asked as o
+  where o.store = $1 and o.feed = $2 and o.incremental = {{incremental}}
+"""  # noqa: S608 (our own)
+"""SQL for how many pages were asked for, and whether the feed is shared, if only by whoever asks now."""
+
+CANDIDATES = f"""
+  select *, past and (old or not shared) as over,
+    old or past and shared and not bool_or(not past and not old) over () as late
+  from (
+    select b.*, b.written < now() - {_SHARED_INTERVAL} as old, coalesce((select shared from asked), true) as shared
+    from clerk_feed.bookmark as b
+    where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
+  ) as b
+"""  # noqa: S608 (our own)
+"""SQL for the bookmarks to choose from, as a page of asked finds them: over goes last, and late behind what is not.
+
+In a shared feed what became past within the hour is as good as what would be chosen without it.
+"""
+
+NOTE = f"""
+  insert into clerk_feed.asked as o (store, feed, incremental, at, written_by, ended, shared_until)
+  select
+    $1, $2, {{incremental}}, {{offset}} + {{limit}}, {{offset}}, {{ended}},
+    case when {{offset}} = 0 then '-infinity' else now() + {_SHARED_INTERVAL} end
+  {{where}}
+  on conflict (store, feed, incremental) do update
+  set pages = o.pages + 1, at = excluded.at, written_by = excluded.written_by, ended = excluded.ended,
+    asked = clock_timestamp(),
+    shared_until = case
+      when o.pages <> {{pages}} or {_OUT_OF_TURN} then now() + {_SHARED_INTERVAL}
+      else o.shared_until
+    end
+  returning o.shared_until > now() as shared
+"""  # noqa: S608 (our own)
+"""SQL that notes what is asked, and says whether the feed is shared. It waits for whoever is noting, and sees it."""
 
 
 def ordered_key(source: Source, direction: str = "") -> str:
@@ -273,20 +329,17 @@ limit 1
 """
 
 _FIND = f"""
-with b as materialized (
-  select *, b.written < now() - interval '1 hour' as old
-  from clerk_feed.bookmark as b
-  where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5
-    and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
+with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="$6::int8")}), b as materialized (
+  {CANDIDATES.format(where="b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5")}
 ), chosen as (
   select * from b
-  order by b.past, b.old, b.is_end, b.modified_at nulls first, {{key}}, b.used desc, b.id
+  order by b.over, b.late, b.is_end, b.modified_at nulls first, {{key}}, b.used desc, b.id
   limit 1
 )
 select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists (
   select from b
-  where b.past = c.past and b.old = c.old and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
-) as ambiguous, (select max(id) from b) as newest, {RANK} as rank,
+  where b.over = c.over and b.late = c.late and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
+) as ambiguous, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
   (
     select o.key_family
     from clerk_feed.bookmark as o
@@ -323,6 +376,7 @@ _WROTE = """(
       and not o.past and o.written_by <> started.written_by and o.written > now() - interval '1 hour'
   )
 )"""
+_WROTE_IN_TURN = _WROTE.replace("where not exists", "where not (select shared from noted) and not exists")
 
 _USE = f"""
 with started as (
@@ -332,11 +386,17 @@ select {_WROTE} as written_by from started
 """  # noqa: S608 (only our own text is put in)
 
 # One statement, so that a page costs one round trip and one commit beside its rows.
+# What is noted comes first: its row lets one page of a feed after the other change the rest.
+_NOTED = "(select shared from noted) is not null"
 _TURN = f"""
-with started as (
-  update clerk_feed.bookmark set used = true where id = $9 and not used returning written_by, at
+with noted as ({
+    NOTE.format(
+        incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", ended="$6::text is null", where="", pages="$17"
+    )
+}), started as (
+  update clerk_feed.bookmark set used = true where id = $9 and not used and {_NOTED} returning written_by, at
 ), arrived as (
-  {_ARRIVED.replace("$4", _WROTE).replace("$5", "$7")}
+  {_ARRIVED.replace("$4", _WROTE_IN_TURN).replace("$5", "$7")}
 ), begun as (
   insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller)
   select $1, $2, $3, 1, $11, $12, $14, $15, $16 where $10::bigint is null
@@ -345,7 +405,7 @@ with started as (
   update clerk_feed.walk
   set pages = pages + 1, items = items + $11, invalid = invalid + $12, ambiguous = ambiguous or $13,
     ended = coalesce($14, ended), final_items = coalesce($15, final_items), last_page = clock_timestamp()
-  where id = $10
+  where id = $10 and {_NOTED}
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at, is_end)
@@ -354,6 +414,10 @@ select
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
+
+_NOTE_END = NOTE.format(
+    incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", ended="true", where="", pages="$6::int8"
+)
 
 _FINISH = """
 update clerk_feed.walk

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.bookmarks import KEPT_HOURS, RANK, ordered_key
+from app.catalog.bookmarks import ASKED, CANDIDATES, NOTE, RANK, ordered_key
 from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool
@@ -66,14 +66,21 @@ def _statement(source: Source, limit: int) -> str:
     count = len(source.attributes) + 1
     columns = ", ".join(f"c{number}" for number in range(count))
     behind = f"(select key::{family} from chosen where not is_end)"  # noqa: S608 (our own)
+    asked = ASKED.format(incremental="false", offset="$3", limit=limit)
+    candidates = CANDIDATES.format(
+        where="b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4"
+    )
+    noted = NOTE.format(
+        incremental="false",
+        offset="$3",
+        limit=limit,
+        ended="false",
+        where="from full_page",
+        pages="(select asked.pages from asked)",
+    )
     which = f'where s."id" > {behind} order by s."id" limit {limit + 1}'
     return f"""
-with b as materialized (
-  select *, b.written < now() - interval '1 hour' as old
-  from clerk_feed.bookmark as b
-  where b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4
-    and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
-), chosen as materialized (
+with asked as materialized ({asked}), b as materialized ({candidates}), chosen as materialized (
   select * from b
   where not exists (
     select
@@ -81,7 +88,7 @@ with b as materialized (
     where o.store = $1 and o.feed = $2 and not o.incremental and o.at = $3 and o.key_family <> $4 and not o.past
       and o.id > (select max(id) from b)
   )
-  order by b.past, b.old, b.is_end, {ordered_key(source)}, b.used desc, b.id
+  order by b.over, b.late, b.is_end, {ordered_key(source)}, b.used desc, b.id
   limit 1
 ), page ({columns}, key) as materialized (
   {source.rows(source.select_key, which, 's."id"')}
@@ -92,10 +99,10 @@ with b as materialized (
   order by page.key{order}
   limit 1
   offset {limit - 1}
-), started as (
+), noted as ({noted}), started as (
   update clerk_feed.bookmark
   set used = true
-  where id = (select chosen.id from chosen, full_page) and not used
+  where id = (select chosen.id from chosen, noted) and not used
   returning written_by, at
 ), arrived as (
   update clerk_feed.bookmark
@@ -106,7 +113,7 @@ with b as materialized (
     where b.store = $1 and b.feed = $2 and not b.incremental and b.at = (
         select started.written_by
         from started
-        where not exists (
+        where not (select shared from noted) and not exists (
           select
           from clerk_feed.bookmark as o
           where o.store = $1 and o.feed = $2 and not o.incremental and o.at = started.at
@@ -125,9 +132,9 @@ with b as materialized (
   update clerk_feed.walk
   set pages = pages + 1, items = items + {limit}, last_page = clock_timestamp(),
     ambiguous = ambiguous or exists (
-      select from b, chosen where b.past = chosen.past and b.old = chosen.old and b.key is distinct from chosen.key
+      select from b, chosen where b.over = chosen.over and b.late = chosen.late and b.key is distinct from chosen.key
     )
-  where id = (select chosen.walk from chosen, full_page)
+  where id = (select chosen.walk from chosen, noted)
 )
 select {columns}, key, (select walk from chosen), (select {RANK} from chosen as c)
 from page

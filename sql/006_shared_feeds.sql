@@ -1,0 +1,21 @@
+-- What was asked of a feed last, and until when it is taken for one that several importers read at once.
+-- See app/catalog/bookmarks.py for what follows from it.
+
+create table clerk_feed.asked (
+  store text not null,
+  feed text not null,
+  incremental boolean not null,
+  -- Pages so far: whoever read another number before he wrote was not alone.
+  pages bigint not null default 1,
+  -- The page at written_by was asked for last; the next one is at this offset.
+  at bigint not null,
+  written_by bigint not null,
+  ended boolean not null,
+  asked timestamptz not null default clock_timestamp(),
+  shared_until timestamptz not null,
+  primary key (store, feed, incremental)
+)
+-- Changed by every page, in place.
+with (fillfactor = 10);
+
+comment on table clerk_feed.asked is 'One row for each feed and kind of walk: its last page, and whether importers met.';
