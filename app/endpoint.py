@@ -83,7 +83,9 @@ class FeedEndpoint:
         caller = _caller(request)
         if request.path_params["feed"] == SINGLE_FILE:
             protocol.require_no_parameters(query)
-            sources = await self._catalog.sources.all_of(store)
+            sources, absent = await self._catalog.sources.all_of(store)
+            for feed in absent:
+                await self._catalog.guard.check_absent(store, feed, writes=writes)
             answers = [
                 Answer(store, source, _WHOLE_FILE, self._catalog, self._emit, Tally(), caller) for source in sources
             ]
@@ -145,7 +147,10 @@ class Answer:
         self._catalog = catalog
         self._emit = emit
         self._caller = caller
+        self._incremental = wanted.modified_after is not None
+        """Which bookmarks it goes by: what was asked for. Where nothing says what changed, it is read in full."""
         self._since = self._changed_since()
+        self._repeated = False
         self._next: str | None = None
         self._left: tuple[Position, int] | None = None
         self._walk: Mark | None = None
@@ -185,6 +190,7 @@ class Answer:
                     self._lap()  # the client's own time
                 self._source = batch.source
                 self.tally.invalid += len(batch.invalid)
+                self._repeated = self._repeated or batch.repeated
                 if not batch.items:
                     continue
                 if self.tally.items:
@@ -221,7 +227,7 @@ class Answer:
         if not wanted.offset or wanted.limit is None or wanted.limit > SMALL_ROWS or not self.writes:
             return None
         reader = self._catalog.reader
-        if self._since is not None or reader.reads_standbys or not reader.is_small(source, wanted.limit):
+        if self._incremental or reader.reads_standbys or not reader.is_small(source, wanted.limit):
             return None
         found = await self._catalog.small_pages.read(source, offset=wanted.offset, limit=wanted.limit)
         if found is None:
@@ -233,6 +239,8 @@ class Answer:
         body = source.encoder.encode(items, wanted.format)
         self._catalog.reader.seen(source, len(items), len(body))
         self.tally.encode += self._lap()
+        if found.repeated:
+            await self._catalog.bookmarks.note_repeated(found.walk)
         return body
 
     async def _read_ahead(self, start: Bookmark | None) -> bytes | None:
@@ -263,7 +271,7 @@ class Answer:
         limit = self._wanted.limit
         if not offset or limit is None or limit < self._catalog.ahead.least_rows:
             return None
-        if self._since is not None or not self.writes:
+        if self._incremental or not self.writes:
             return None
         return Place(self.store.name, self._source.feed, offset, limit, self._wanted.format)
 
@@ -274,16 +282,16 @@ class Answer:
             _require_key(source, wanted.after)
             return Span(Position(wanted.after), from_client=True), None, False
         if not wanted.offset:
-            if self._since is None and self._catalog.reader.reads_standbys and self.writes:
+            if not self._incremental and self._catalog.reader.reads_standbys and self.writes:
                 # Before the first row is read: what was committed by now is what the walk must show.
                 whole = wanted.limit is None
                 self._walk = await self._catalog.bookmarks.begin(source, whole=whole, caller=self._caller)
                 self.tally.walk = self._walk.walk
             return Span(since=self._since, mark=self._walk), None, True
-        incremental = self._since is not None
+        incremental = self._incremental
         start = await self._catalog.bookmarks.find(source, wanted.offset, wanted.limit or 0, incremental=incremental)
         if start is None:
-            if not incremental:
+            if self._since is None:
                 await self._catalog.guard.require_none_held_back(self.store, source)
             self._emit(OffsetUnknown(store=source.store, feed=source.feed, offset=wanted.offset))
             self.tally.found = "counted"
@@ -309,14 +317,15 @@ class Answer:
                     OFFSET_LOST, f"Nothing of {self.feed} of {self.store.name} lies at offset {wanted.offset}."
                 )
             return
-        offset, incremental = wanted.offset or 0, self._since is not None
+        offset, incremental = wanted.offset or 0, self._incremental
         again = start is not None and start.position is None
         items = offset + tally.items
-        if reached is None and not incremental and again:
+        if reached is None and self._since is None and again:
             # The end of an earlier walk must not stand in for the end of one that is held back.
             await self._catalog.guard.require_none_held_back(self.store, self._source)
-        elif reached is None and not incremental:
-            ending = Ending(tally.walk, items, tally.invalid, start is not None and start.ambiguous)
+        elif reached is None and self._since is None:
+            ambiguous = start is not None and start.ambiguous
+            ending = Ending(tally.walk, items, tally.invalid, ambiguous, self._repeated)
             items = await self._catalog.guard.check(self.store, self._source, ending, writes=self.writes)
         if self.writes:
             final_items = items if reached is None and not again else None
@@ -329,11 +338,14 @@ class Answer:
                 final_items,
                 self._caller,
                 self._seconds(),
+                self._since is not None,
             )
             await self._record(start, page, incremental=incremental)
+            if self._repeated and self.tally.walk is not None and reached is not None:
+                await self._catalog.bookmarks.note_repeated(self.tally.walk)
         if reached is None and not again and self.writes:
-            await self._ended(items, incremental=incremental)
-            if not incremental:
+            await self._ended(items, incremental=self._since is not None)
+            if self._since is None:
                 await self._catalog.reader.report_missing_ids(self._source)
 
     async def _ended(self, items: int, *, incremental: bool) -> None:
@@ -363,9 +375,7 @@ class Answer:
         source = self._source
         whole = self._wanted.limit is None
         if whole or (start is None and not page.items):
-            self.tally.walk = await self._catalog.bookmarks.ended_at_once(
-                source, page, incremental=incremental, whole=whole, begun=self._walk
-            )
+            self.tally.walk = await self._catalog.bookmarks.ended_at_once(source, page, whole=whole, begun=self._walk)
         elif start is not None and not page.items:
             await self._catalog.bookmarks.finish(source, page, incremental=incremental, start=start)
         else:

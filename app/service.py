@@ -24,7 +24,7 @@ from app.catalog.bookmarks import Bookmarks
 from app.catalog.guard import Guard
 from app.catalog.pool import LOST, Patience, Pool, of_primary
 from app.catalog.reader import Reader
-from app.catalog.rendered import Refresher, connection_for_refresh
+from app.catalog.rendered import Refresher, connection_for_refresh, leave_behind
 from app.catalog.schema import migrate
 from app.catalog.small_pages import MOST_ROWS, SmallPages
 from app.catalog.source import Sources
@@ -78,6 +78,7 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         stack.push_async_callback(pool.close)
         async with pool.connection() as connection:
             await migrate(connection)
+            await leave_behind(connection, settings.stores.values())
             version = await connection.fetchval("show server_version")
         clerk = ClerkApi(settings.access.verify_url, settings.access.verify_timeout.seconds)
         stack.push_async_callback(clerk.close)

@@ -13,6 +13,9 @@ create table clerk_feed.asked (
   ended boolean not null,
   asked timestamptz not null default clock_timestamp(),
   shared_until timestamptz not null,
+  -- The server's timeline, and when it was seen to be another one in the middle of a walk.
+  timeline text not null default clerk_feed.timeline(),
+  failed_over timestamptz,
   primary key (store, feed, incremental)
 )
 -- Changed by every page, in place.

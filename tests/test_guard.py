@@ -204,9 +204,73 @@ def test_a_feed_may_shrink_a_little_every_day(catalog: Shop) -> None:
     size = 1000
     for _ in range(30):
         assert walk(catalog, limit=500)[-1].status == 200
+        days_later(catalog)
         size = int(size * 0.95)
         catalog.execute("delete from {s}.products where id > $1", size)
     assert size < 220
+
+
+def days_later(shop: Shop, days: int = 1) -> None:
+    age(shop, 24 * days)
+    shop.execute(
+        "update clerk_feed.walk set started = started - $2 * interval '1 day',"
+        " last_page = last_page - $2 * interval '1 day' where store = $1",
+        shop.name,
+        days,
+    )
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_feed_may_not_shrink_a_little_again_and_again_within_a_day(catalog: Shop, whole: bool) -> None:
+    """Whether Clerk received the answers in between is not known."""
+    fill(catalog, 1, 200)
+
+    def sync() -> Answer:
+        return catalog.get("products") if whole else walk(catalog)[-1]
+
+    assert sync().status == 200
+    catalog.execute("delete from {s}.products where id > 170")
+    assert sync().status == 200
+    catalog.execute("delete from {s}.products where id > 140")
+    held = sync()
+    assert held_back(held)
+    assert "would end with 140 items; of the full walks that finished in 24 hours one had 200." in held.json["detail"]
+    days_later(catalog)
+    assert sync().status == 200
+
+
+def test_what_was_there_before_an_accepted_shrink_measures_nothing(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("delete from dk.customers where id > 40")
+    assert held_back(service.get("/dk/customers"))
+    assert accept(config, "dk", "customers").returncode == 0
+    assert get_all(service) == 40
+    database.execute("delete from dk.customers where id > 35")
+    assert get_all(service) == 35
+
+
+@pytest.mark.parametrize("query", ["products", "products?limit=50&offset={}", "products?limit=500&offset={}"])
+def test_repeated_ids_do_not_make_up_for_lost_items(shop: Shop, query: str) -> None:
+    shop.execute("create table {s}.things (id int, name text)")
+    shop.execute("insert into {s}.things select i, 'n' from generate_series(1, 200) as i")
+    shop.execute("create view {s}.products as select *, 'd' as description, 1 as price, 'i' as image, 'u' as url,"
+                 " '{{}}'::int[] as categories from {s}.things".replace("{{}}", "{}"))  # fmt: skip
+
+    def sync() -> Answer:
+        for offset in range(0, 1000, 500 if "500" in query else 50):
+            answer = shop.get(query.format(offset))
+            if answer.status != 200 or not answer.body or "?" not in query:
+                break
+        return answer
+
+    assert sync().status == 200
+    shop.execute("update {s}.things set id = (id - 1) / 4 * 4 + 1")
+    held = sync()
+    assert held_back(held)
+    assert "would end with 50 items" in held.json["detail"]
 
 
 def test_a_delta_is_not_guarded(synced: Shop) -> None:

@@ -14,6 +14,7 @@ from app.catalog import ahead
 from app.catalog.bookmarks import Bookmark, Bookmarks, Page
 from app.catalog.source import Key, Source
 from app.catalog.standbys import Mark
+from app.protocol.problems import Refusal
 from tests.conftest import Database, Loop
 from tests.model import (
     Alone,
@@ -246,7 +247,7 @@ def test_an_importer_with_another_limit_takes_nothing_away(scene: Scene) -> None
     assert scene.sent_by(slow) == [8, 9, 10]
 
 
-def test_gap_a_smaller_key_between_two_attempts(scene: Scene) -> None:
+def test_two_attempts_with_a_smaller_key_between_them(scene: Scene) -> None:
     """What is asked at 6 is asked by `other` for the second time, and by `slow` for the first as far as can be seen.
 
     It takes two importers of one limit at one offset, each with an answer lost, an item that comes back before the
@@ -269,7 +270,7 @@ def test_gap_a_smaller_key_between_two_attempts(scene: Scene) -> None:
     assert scene.sent_by(slow) == [8, 9, 10]
 
 
-def test_gap_a_retry_where_different_limits_meet(scene: Scene) -> None:
+def test_a_retry_where_different_limits_meet(scene: Scene) -> None:
     """It takes importers of different limits, a feed that shrinks and an empty answer that is lost, within the hour.
 
     What `other` asks for again starts from the smaller key that `slow` has left there meanwhile, and makes it past.
@@ -286,6 +287,71 @@ def test_gap_a_retry_where_different_limits_meet(scene: Scene) -> None:
     scene.receive(other, 0)
     scene.lose(other, 0)
     scene.receive(slow, 0)
+
+
+class Unshared(Bookmarks):
+    """A feed is never taken for one that several importers read at once."""
+
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+        await self._forget(offset, limit)
+        return await super().find(source, offset, limit, incremental=incremental)
+
+    async def turn(
+        self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None, begun: Mark | None = None
+    ) -> tuple[int, int]:
+        await self._forget(page.offset, page.limit)
+        start = start and msgspec.structs.replace(start, pages=None)
+        return await super().turn(source, page, incremental=incremental, start=start, begun=begun)
+
+    async def _forget(self, offset: int, limit: int) -> None:
+        async with self._pool.connection() as connection:
+            await connection.execute(
+                "update clerk_feed.asked set at = $1, written_by = $1 - $2, shared_until = '-infinity', ended = true",
+                offset,
+                limit,
+            )
+
+
+@pytest.mark.parametrize(
+    ("played", "violated"),
+    [
+        (test_two_attempts_with_a_smaller_key_between_them, Moved),
+        (test_a_retry_where_different_limits_meet, Lost),
+    ],
+)
+def test_items_are_lost_where_nobody_sees_that_a_feed_is_shared(
+    world: World, played: Callable[[Scene], None], violated: type[Exception]
+) -> None:
+    scene = Scene(world, Unshared)
+    scene.shop("ints", first=5, count=20, step=1, undated=False)
+    with pytest.raises(violated):
+        played(scene)
+
+
+def test_after_a_failover_nobody_goes_on_from_the_bookmark_of_another(scene: Scene) -> None:
+    """What the importer of before had reached is known for an hour, and a younger one must not stand in for it."""
+    before, younger, _ = scene.importers
+    scene.receive(before, 0)
+    scene.receive(before, 0)
+    for table in ("bookmark", "asked"):
+        scene.world.database.execute(f"update clerk_feed.{table} set timeline = 'before'")
+    scene.drop([5, 6, 7])
+    scene.receive(younger, 0)
+    for importer in (before, younger, before):
+        with pytest.raises(Refusal, match="before the failover"):
+            scene.receive(importer, 0)
+    scene.world.let_pass("61 minutes")
+    scene.abandon(younger)
+    scene.finish(younger, 0)
+
+
+def test_after_a_failover_between_walks_the_next_one_is_served(scene: Scene) -> None:
+    before, younger, _ = scene.importers
+    before.stops_short = True
+    scene.finish(before, 0)
+    for table in ("bookmark", "asked"):
+        scene.world.database.execute(f"update clerk_feed.{table} set timeline = 'before'")
+    scene.finish(younger, 0)
 
 
 def test_of_equal_keys_the_used_one_goes_first_whatever_the_plan(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.clerk import FakeClerk, problem
-from tests.conftest import Database, Loop, Serve, Shop, base_config
+from tests.conftest import Database, Loop, Serve, Shop, base_config, eventually
 
 NOW = 1_800_000_000
 
@@ -367,6 +367,23 @@ def test_a_source_without_modified_at_serves_everything_and_says_so(shop: Shop) 
     shop.execute("insert into {s}.customers select generate_series(1, 25)")
     assert ids(shop.walk("customers", 10, modified_after="5")) == list(range(1, 26))
     assert [e for e in shop.service.events("NoModifiedAt") if e["store"] == shop.name]
+
+
+@pytest.mark.parametrize("appears", [False, True])
+def test_a_delta_does_not_go_on_where_modified_at_appears_or_vanishes(shop: Shop, appears: bool) -> None:
+    """Its order is another one then: what changed may lie before the place it has come to."""
+    columns = "id, 'e' as email"
+    dated = f"{columns}, moment as modified_at"
+    shop.execute("create table {s}.people as select i as id, now() as moment from generate_series(1, 20) as i")
+    shop.execute(f"create view {{s}}.customers as select {columns if appears else dated} from {{s}}.people")
+    query = "customers?limit=8&modified_after=5&offset="
+    assert len(shop.items(f"{query}0")) == 8
+    shop.execute("drop view {s}.customers")
+    shop.execute(f"create view {{s}}.customers as select {dated if appears else columns} from {{s}}.people")
+    eventually(lambda: shop.get(f"{query}8").status == 500)
+    said = problem(shop.get(f"{query}8"), 500, "key-changed")
+    assert "without modified_at" in said["detail"]
+    assert [len(shop.items(f"{query}{offset}")) for offset in (0, 8, 16, 24)] == [8, 8, 4, 0]
 
 
 def test_a_counted_page_of_a_delta_counts_undated_items_too(dated: Shop) -> None:

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from app.catalog.rendered import REFRESH_LOCK, RefreshBusyError
-from tests.clerk import FakeClerk
+from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, Database, Serve, Shop, base_config, eventually
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
 
@@ -266,6 +266,43 @@ def test_several_services_refresh_a_feed_once_an_interval_and_go_on_when_one_die
     names = {item["id"]: item["name"] for item in services[2].get("/dk/products").lines}
     assert names[3] == "Table"
     assert [e for s in services for e in s.events("Refreshed")]
+
+
+def test_after_the_clock_was_set_back_refreshes_go_on(rendered: RenderedShop) -> None:
+    rendered.execute(
+        "update clerk_feed.refresh as f set finished = f.finished + interval '1 hour'"
+        " from clerk_feed.rendered as r where r.id = f.rendered and r.store = $1",
+        rendered.name,
+    )
+    assert rendered.refresh(unless_tried_within=60).unchanged == 100
+    again = rendered.loop.run(rendered.refresher().refresh(rendered.store(), "products", unless_tried_within=60))
+    assert again is None
+
+
+def test_what_was_rendered_before_a_feed_was_served_unrendered_is_not_served_again(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    database.execute("create schema dk")
+    database.execute(PRODUCTS.replace("{s}", "dk"))
+    database.execute("insert into dk.products (id) select generate_series(1, 30)")
+    plain = base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n'
+    on = plain + "[stores.dk.feeds.products]\nrendered = true\n"
+    service = serve(on)
+    config = service.log.parent / "feed.toml"
+    refresh = ("refresh", "--store", "dk", "--feed", "products")
+    assert command(config, *refresh).returncode == 0
+    assert len(service.get("/dk/products").lines) == 30
+    service.stop()
+    service = serve(plain)
+    database.execute("insert into dk.products (id) select generate_series(31, 60)")
+    assert len(service.get("/dk/products").lines) == 60
+    service.stop()
+    service = serve(on)
+    said = problem(service.get("/dk/products"), 503, "feed-not-rendered")
+    assert "not been rendered yet since it was served unrendered" in said["detail"]
+    assert command(service.log.parent / "feed.toml", *refresh).returncode == 0
+    eventually(lambda: service.get("/dk/products").status == 200)
+    assert len(service.get("/dk/products").lines) == 60
 
 
 def test_readyz_is_degraded_while_a_refresh_is_held_back_or_late_and_serves(

@@ -12,7 +12,7 @@ import pytest
 from app.protocol.feeds import FEEDS
 from loadtests.memory import memory_of
 from tests.clerk import problem
-from tests.conftest import TOKEN, Shop
+from tests.conftest import TOKEN, Shop, eventually
 
 OTHERS = """
 create view {s}.categories as select 7 as id, 'Chairs' as name, 'https://shop.example/chairs' as url,
@@ -96,6 +96,22 @@ def test_a_feed_that_shrank_holds_the_single_file_back(catalog: Shop) -> None:
     assert catalog.get("feed.json").status == 200
     catalog.execute("delete from {s}.products where id > 50")
     problem(catalog.get("feed.json"), 503, "feed-shrunk")
+
+
+def test_a_feed_whose_view_is_gone_holds_the_single_file_back(catalog: Shop) -> None:
+    """A view that is dropped and made anew is gone for a moment, and Clerk would delete what is not there."""
+    add_products(catalog, 3)
+    catalog.execute(OTHERS)
+    assert catalog.get("feed.json").status == 200
+    catalog.execute("alter view {s}.pages rename to pages_elsewhere")
+    eventually(lambda: catalog.get("feed.json").status == 503)
+    said = problem(catalog.get("feed.json"), 503, "feed-shrunk")
+    assert f"pages of {catalog.name} has no relation any more" in said["detail"]
+    assert f"accept-shrink --store {catalog.name} --feed pages" in said["fix"]
+    catalog.execute("insert into clerk_feed.accepted_shrink (store, feed, items) values ($1, 'pages', 0)", catalog.name)
+    assert "pages" not in parsed(catalog.get("feed.json").body)
+    catalog.execute("alter view {s}.pages_elsewhere rename to pages")
+    eventually(lambda: "pages" in parsed(catalog.get("feed.json").body))
 
 
 def test_a_large_file_is_streamed_whole_in_bounded_memory(catalog: Shop) -> None:

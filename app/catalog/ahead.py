@@ -130,7 +130,7 @@ class Ahead:
         with suppress(Refusal, asyncpg.PostgresError, *LOST):
             async with aclosing(self._reader.batches(store, source, Span(after), place.limit)) as batches:
                 async for batch in batches:
-                    if batch.source is not source:
+                    if batch.source is not source or batch.repeated:
                         return None
                     invalid += len(batch.invalid)
                     if not batch.items:

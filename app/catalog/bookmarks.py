@@ -64,6 +64,8 @@ class Page(msgspec.Struct, frozen=True):
     caller: str = ""
     seconds: float = 0.0
     """How long ago a walk of one answer began."""
+    incremental: bool = False
+    """Whether only what changed was read, which modified_after alone does not say."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -93,16 +95,18 @@ class Bookmarks:
                 source.feed,
                 incremental,
                 offset,
-                source.order,
+                _order(source, incremental=incremental),
                 limit,
             )
         )
         if row is None:
             await self._refuse_other_keys(source, offset, incremental=incremental)
             return None
+        if row["walks_lost"]:
+            raise _walk_lost(source)
         if row["other_order"] is not None:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
-            raise key_changed(source.feed, row["other_order"], source.order)
+            raise key_changed(source.feed, row["other_order"], _order(source, incremental=incremental))
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
         return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"], row["rank"], row["pages"])
 
@@ -131,9 +135,9 @@ class Bookmarks:
         place = (source.store, source.feed, incremental, offset)
         row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
         if row["failed_over"]:
-            raise Refusal(WALK_LOST, f"Walks of {source.feed} of {source.store} were under way before the failover.")
+            raise _walk_lost(source)
         if row["key_family"] is not None:
-            raise key_changed(source.feed, row["key_family"], source.order)
+            raise key_changed(source.feed, row["key_family"], _order(source, incremental=incremental))
 
     async def turn(
         self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None, begun: Mark | None = None
@@ -153,7 +157,7 @@ class Bookmarks:
                 page.offset,
                 page.offset + page.limit,
                 reached.key if reached else None,
-                source.order,
+                _order(source, incremental=incremental),
                 reached.modified_at if reached else None,
                 start.id if start else None,
                 start.walk if start else begun.walk if begun else None,
@@ -164,6 +168,7 @@ class Bookmarks:
                 page.final_items,
                 page.caller,
                 start.pages if start else None,
+                page.incremental,
             )
         )
         return row["walk"], row["id"]
@@ -173,7 +178,7 @@ class Bookmarks:
 
         async def mark(connection: Any) -> None:
             async with connection.transaction():
-                feed = (source.store, source.feed, incremental)
+                feed, order = (source.store, source.feed, incremental), _order(source, incremental=incremental)
                 ended = (page.offset, page.offset + page.limit, start.pages)
                 shared = await connection.fetchval(_NOTE_END, *feed, *ended)
                 used = await connection.fetchrow(_USE, *feed, start.id)
@@ -181,15 +186,13 @@ class Bookmarks:
                 if used is not None and not shared:
                     arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
                     if used["written_by"] is not None:
-                        await connection.execute(arrived, *feed, used["written_by"], source.order)
-                    await connection.execute(arrived, *feed, page.offset, source.order)
+                        await connection.execute(arrived, *feed, used["written_by"], order)
+                    await connection.execute(arrived, *feed, page.offset, order)
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
 
         await self._patiently(mark)
 
-    async def ended_at_once(
-        self, source: Source, page: Page, *, incremental: bool, whole: bool, begun: Mark | None = None
-    ) -> int:
+    async def ended_at_once(self, source: Source, page: Page, *, whole: bool, begun: Mark | None = None) -> int:
         """Record a walk of one answer, which leaves no bookmark: a whole feed, or an empty first page.
 
         Answers the walk's number.
@@ -203,7 +206,7 @@ class Bookmarks:
                 _ENDED_AT_ONCE,
                 source.store,
                 source.feed,
-                incremental,
+                page.incremental,
                 whole,
                 page.items,
                 page.invalid,
@@ -213,6 +216,10 @@ class Bookmarks:
             )
         )
         return walk
+
+    async def note_repeated(self, walk: int) -> None:
+        """Record that a walk has met rows with the same id, so that its offsets overstate the number of items."""
+        await self._patiently(lambda connection: connection.execute(_NOTE_REPEATED, walk))
 
     async def walk(self, id: int) -> Walk | None:
         """What a walk has come to; None where there is none of this number. Raises Refusal, and waits for nothing."""
@@ -235,6 +242,15 @@ class Bookmarks:
             raise state_unavailable(error, self._emit) from error
 
 
+def _walk_lost(source: Source) -> Refusal:
+    return Refusal(WALK_LOST, f"Walks of {source.feed} of {source.store} were under way before the failover.")
+
+
+def _order(source: Source, *, incremental: bool) -> str:
+    """What a walk goes by. An incremental one of a source without modified_at goes by the id alone."""
+    return f"{source.order} without modified_at" if incremental and not source.has_modified_at else source.order
+
+
 RANK = "case when c.over then 'past' when c.late then 'old' else 'current' end"
 """SQL for the rank of a chosen bookmark c."""
 
@@ -247,11 +263,21 @@ _OUT_OF_TURN = f"""case
 """SQL for whether one importer, alone, would not ask for the page at an offset after what was asked last, o."""
 
 ASKED = f"""
-  select o.pages, o.shared_until > now() or {_OUT_OF_TURN} as shared
+  select o.pages, o.shared_until > now() or {_OUT_OF_TURN} as shared,
+    o.failed_over > now() - {_SHARED_INTERVAL} as failed_over
   from clerk_feed.asked as o
   where o.store = $1 and o.feed = $2 and o.incremental = {{incremental}}
 """  # noqa: S608 (our own)
-"""SQL for how many pages were asked for, and whether the feed is shared, if only by whoever asks now."""
+"""SQL for how many pages were asked for, whether the feed is shared, if only by whoever asks now, and whether a
+failover within the hour came into a walk."""
+
+LOST = f"""
+  select
+  from clerk_feed.bookmark as o
+  where o.store = $1 and o.feed = $2 and o.incremental = {{incremental}} and o.at <= {{offset}} and not o.past
+    and o.timeline <> clerk_feed.timeline() and o.written > now() - {_SHARED_INTERVAL}
+"""  # noqa: S608 (our own)
+"""SQL for bookmarks of before a failover that walks may have gone on from, as far as the offset."""
 
 CANDIDATES = f"""
   select *, past and (old or not shared) as over,
@@ -275,7 +301,11 @@ NOTE = f"""
   {{where}}
   on conflict (store, feed, incremental) do update
   set pages = o.pages + 1, at = excluded.at, written_by = excluded.written_by, ended = excluded.ended,
-    asked = clock_timestamp(),
+    asked = clock_timestamp(), timeline = excluded.timeline,
+    failed_over = case
+      when o.timeline <> excluded.timeline and (not o.ended or o.shared_until > now()) then now()
+      else o.failed_over
+    end,
     shared_until = case
       when o.pages <> {{pages}} or {_OUT_OF_TURN} then now() + {_SHARED_INTERVAL}
       else o.shared_until
@@ -340,6 +370,9 @@ select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists
   select from b
   where b.over = c.over and b.late = c.late and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
 ) as ambiguous, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
+  case
+    when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4")})
+  end as walks_lost,
   (
     select o.key_family
     from clerk_feed.bookmark as o
@@ -399,7 +432,7 @@ with noted as ({
   {_ARRIVED.replace("$4", _WROTE_IN_TURN).replace("$5", "$7")}
 ), begun as (
   insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller)
-  select $1, $2, $3, 1, $11, $12, $14, $15, $16 where $10::bigint is null
+  select $1, $2, $18, 1, $11, $12, $14, $15, $16 where $10::bigint is null
   returning id
 ), gone_on as (
   update clerk_feed.walk
@@ -432,6 +465,8 @@ insert into clerk_feed.walk
 values ($1, $2, $3, $4, 1, $5, $6, 'finished', $7, $8, now() - make_interval(secs => $9::float8))
 returning id
 """
+
+_NOTE_REPEATED = "update clerk_feed.walk set repeated = true where id = $1 and not repeated"
 
 _WALK = """
 select whole, pages, items, invalid, extract(epoch from last_page - started)::float8

@@ -1,8 +1,9 @@
 """The guard at the end of a walk: a feed that broke must not empty a shop.
 
 Clerk deletes what a full feed no longer holds. So a full walk that is about to end with far fewer items than the last
-one that finished is held back: its last page is a 503, and the shop keeps its index until the feed is mended or an
-operator says that the shrink is right.
+ones that finished is held back: its last page is a 503, and the shop keeps its index until the feed is mended or an
+operator says that the shrink is right. The measure is the largest of those that finished in 24 hours, or the last one:
+several answers that nobody received, each a little smaller, must not drain a shop.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ import msgspec
 
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.source import Source
+from app.protocol.feeds import FeedName
 from app.protocol.problems import FEED_SHRUNK, SOURCE_FAILED, Refusal
 from app.settings import FeedSettings, Store
 from app.status.events import Emit, WalkHeldBack
@@ -24,6 +26,8 @@ class Ending(msgspec.Struct, frozen=True):
     items: int
     invalid: int
     ambiguous: bool
+    repeated: bool = False
+    """Whether its last page holds an id twice."""
 
 
 class Guard:
@@ -47,36 +51,52 @@ class Guard:
     async def _check(self, connection: Any, store: Store, source: Source, ending: Ending, *, writes: bool) -> int:
         known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk)
         settings = store.feed(source.feed)
-        last, accepted = known["last"], known["accepted"]
-        measure = last if accepted is None else accepted if last is None else min(last, accepted)
+        last, most = known["last"], known["most"]
+        measure = _measure(last, most, known["accepted"])
         invalid = ending.invalid + (known["invalid"] or 0)
         items = ending.items
-        if (ending.ambiguous or known["ambiguous"]) and not shrunk(items, invalid, measure, settings):
+        repeated = ending.repeated or known["repeated"]
+        if (repeated or ending.ambiguous or known["ambiguous"]) and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
             # again since the page was read, so it is never more than was sent.
-            items = min(items, await self._counted(connection, source))
+            items = min(items, await self._counted(connection, source, ids=repeated))
         if not shrunk(items, invalid, measure, settings):
             return items
         if measure is None:
             detail = f"{source.feed} of {store.name}: all {invalid} rows lack required attributes."
         else:
-            detail = (
-                f"{source.feed} of {store.name} would end with {items} items; the last full walk that finished had"
-                f" {last if last is not None else measure}."
-            )
+            detail = f"{source.feed} of {store.name} would end with {items} items; {_before(last, most)}."
         if writes:
             await connection.execute(_HELD_BACK, store.name, source.feed, ending.walk, items, ending.invalid)
-        self._emit(WalkHeldBack(store=store.name, feed=source.feed, walk=ending.walk, items=items, last=last))
-        raise Refusal(
-            FEED_SHRUNK,
-            detail,
-            fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", source.feed),
-            headers={"Retry-After": "300"},
-        )
+        self._emit(WalkHeldBack(store=store.name, feed=source.feed, walk=ending.walk, items=items, last=most or last))
+        raise _held_back(store, source.feed, detail)
 
-    async def _counted(self, connection: Any, source: Source) -> int:
+    async def check_absent(self, store: Store, feed: FeedName, *, writes: bool) -> None:
+        """Return where the single file may do without a feed that has no relation: it never had items, or few.
+
+        Raises Refusal(FEED_SHRUNK) where the feed has had some, and records it: the view may just be made anew.
+        """
         try:
-            return int(await connection.fetchval(source.count))
+            await self._pool.patiently(
+                lambda connection: self._check_absent(connection, store, feed, writes=writes),
+                Patience(self._resume_seconds),
+            )
+        except asyncpg.PostgresError as error:
+            raise state_unavailable(error, self._emit) from error
+
+    async def _check_absent(self, connection: Any, store: Store, feed: FeedName, *, writes: bool) -> None:
+        known = await connection.fetchrow(_KNOWN, store.name, feed, None)
+        last, most = known["last"], known["most"]
+        if not shrunk(0, 0, _measure(last, most, known["accepted"]), store.feed(feed)):
+            return
+        if writes:
+            await connection.execute(_HELD_BACK, store.name, feed, None, 0, 0)
+        self._emit(WalkHeldBack(store=store.name, feed=feed, walk=None, items=0, last=most or last))
+        raise _held_back(store, feed, f"{feed} of {store.name} has no relation any more; {_before(last, most)}.")
+
+    async def _counted(self, connection: Any, source: Source, *, ids: bool) -> int:
+        try:
+            return int(await connection.fetchval(source.count_ids if ids else source.count))
         except asyncpg.PostgresError as error:
             raise Refusal(
                 SOURCE_FAILED,
@@ -96,12 +116,32 @@ class Guard:
         except asyncpg.PostgresError as error:
             raise state_unavailable(error, self._emit) from error
         if held:
-            raise Refusal(
-                FEED_SHRUNK,
-                f"The last full walk of {source.feed} of {store.name} was not let end, and this page belongs to none.",
-                fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", source.feed),
-                headers={"Retry-After": "300"},
+            detail = (
+                f"The last full walk of {source.feed} of {store.name} was not let end, and this page belongs to none."
             )
+            raise _held_back(store, source.feed, detail)
+
+
+def _held_back(store: Store, feed: FeedName, detail: str) -> Refusal:
+    return Refusal(
+        FEED_SHRUNK,
+        detail,
+        fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", feed),
+        headers={"Retry-After": "300"},
+    )
+
+
+def _measure(last: int | None, most: int | None, accepted: int | None) -> int | None:
+    """How many items a walk that ends now is held against; `accepted` is None once a walk has finished after it."""
+    if accepted is None:
+        return most if last is None or (most is not None and most > last) else last
+    return accepted if last is None else min(last, accepted)
+
+
+def _before(last: int | None, most: int | None) -> str:
+    if most is None or last is None or most <= last:
+        return f"the last full walk that finished had {last if last is not None else 0}"
+    return f"of the full walks that finished in 24 hours one had {most}"
 
 
 def shrunk(items: int, invalid: int, measure: int | None, settings: FeedSettings) -> bool:
@@ -127,17 +167,24 @@ _LAST = """
   limit 1
 """
 
+# What finished before a size was accepted measures nothing any more.
 _KNOWN = f"""
-with last as ({_LAST})
+with last as ({_LAST}), allowed as (
+  select a.items, a.accepted from clerk_feed.accepted_shrink as a where a.store = $1 and a.feed = $2
+)
 select
   (select final_items from last) as last,
   (
-    select a.items
-    from clerk_feed.accepted_shrink as a
-    where a.store = $1 and a.feed = $2 and a.accepted > coalesce((select last_page from last), '-infinity')
-  ) as accepted,
+    select max(w.final_items)
+    from clerk_feed.walk as w
+    where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'finished'
+      and w.last_page > now() - interval '24 hours'
+      and w.last_page > coalesce((select accepted from allowed), '-infinity')
+  ) as most,
+  (select items from allowed where accepted > coalesce((select last_page from last), '-infinity')) as accepted,
   (select w.invalid from clerk_feed.walk as w where w.id = $3) as invalid,
-  coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
+  coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous,
+  coalesce((select w.repeated from clerk_feed.walk as w where w.id = $3), false) as repeated
 """  # noqa: S608 (only our own text is put in)
 
 _IS_HELD_BACK = """

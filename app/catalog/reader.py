@@ -73,6 +73,8 @@ class Batch(msgspec.Struct, frozen=True):
     source: Source
     beyond: bool
     """Whether the row behind the last one was read too."""
+    repeated: bool = False
+    """Whether an id occurs twice."""
 
 
 class Reader:
@@ -250,7 +252,7 @@ class Reader:
             items = items.first(left)
         # Of one id dated differently each is behind the other's edge: none is skipped.
         at_edge = beyond is not None and (not part.dated_key or beyond[-1] == rows[-1][-1])
-        report_repeated(self._emit, source, rows, beyond if at_edge else None)
+        repeated = report_repeated(self._emit, source, rows, beyond if at_edge else None)
         if items.invalid:
             found = tuple((item.id, item.missing) for item in items.invalid)
             self._emit(ItemsInvalid(store=store.name, feed=source.feed, items=found))
@@ -261,7 +263,8 @@ class Reader:
                     f"The item with id {first.id!r} of {source.feed} lacks {', '.join(first.missing)}.",
                 )
         position = part.position(rows)
-        return Batch(items.valid, items.invalid, position, source, beyond is not None), part.behind(rows)
+        batch = Batch(items.valid, items.invalid, position, source, beyond is not None, repeated)
+        return batch, part.behind(rows)
 
     async def _look_at_edge(self, pool: Pool, source: Source, part: "_Part") -> None:
         """Report the last id where another row has it: reading goes on behind it. A failure is nobody's loss."""

@@ -12,7 +12,7 @@ with none.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ from app.catalog.guard import shrunk
 from app.catalog.pool import LOST
 from app.catalog.rendering import Rendering, rendering
 from app.catalog.source import columns_of, items_relation, key_of_items
-from app.protocol.feeds import FeedName
+from app.protocol.feeds import FEEDS, FeedName
 from app.protocol.problems import Refusal
 from app.settings import Store
 from app.status.events import Emit, Refreshed, RefreshFailed, RefreshHeldBack
@@ -89,6 +89,8 @@ class _State(msgspec.Struct, frozen=True):
     items_table: str | None
     items: int
     invalid: int
+    behind: bool = False
+    """Served unrendered since the last refresh."""
 
 
 class _Counts(msgspec.Struct, frozen=True):
@@ -294,7 +296,8 @@ class _Run:
             _RECORD, state.id, began, stamp, items, added, changed, summary.unchanged, counts.vanished, invalid,
             self._accept_shrink,
         )  # fmt: skip
-        if (table, items, invalid) != (state.items_table, state.items, state.invalid) or counts.stamped:
+        told = (state.items_table, state.items, state.invalid)
+        if (table, items, invalid) != told or counts.stamped or state.behind:
             await connection.execute(_UPDATE_STATE, state.id, table, items, invalid)
         if self._accept_shrink:
             await connection.execute(_ACCEPT, store, feed, items)
@@ -366,6 +369,16 @@ class _Run:
                 " is strict. Give the item the attribute, leave it out in the view, or set strict = false."
             )
         return invalid
+
+
+async def leave_behind(connection: Any, stores: Iterable[Store]) -> None:
+    """Note which feeds are served from their sources now: what was rendered of them before is old from here on.
+
+    Whoever turns rendering on again would otherwise serve the items of then, and Clerk would delete what came since.
+    """
+    for store in stores:
+        unrendered = [feed for feed in FEEDS if not store.feed(feed).rendered]
+        await connection.execute(_LEAVE_BEHIND, store.name, unrendered)
 
 
 async def _registered(connection: Any, store: str, feed: FeedName) -> int:
@@ -472,14 +485,24 @@ set local jit = off;
 set local synchronous_commit = local
 """
 
-_STATE = "select id, items_table, items, invalid from clerk_feed.rendered where store = $1 and feed = $2"
+_STATE = "select id, items_table, items, invalid, behind from clerk_feed.rendered where store = $1 and feed = $2"
 
-_UPDATE_STATE = "update clerk_feed.rendered set items_table = $2, items = $3, invalid = $4 where id = $1"
+_UPDATE_STATE = """
+update clerk_feed.rendered set items_table = $2, items = $3, invalid = $4, behind = false where id = $1
+"""
+
+_LEAVE_BEHIND = """
+update clerk_feed.rendered
+set behind = true
+where store = $1 and feed = any($2) and items_table is not null and not behind
+"""
 
 _TRIED = """
 select exists (
   select from clerk_feed.refresh
   where rendered = $1 and finished > clock_timestamp() - $2::float8 * interval '1 second'
+    -- What lies ahead was noted before the clock was set back.
+    and finished <= clock_timestamp()
 )
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.bookmarks import ASKED, CANDIDATES, NOTE, RANK, ordered_key
+from app.catalog.bookmarks import ASKED, CANDIDATES, LOST, NOTE, RANK, ordered_key
 from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool
@@ -23,11 +23,12 @@ MOST_ROWS = 100
 
 
 class SmallPage(msgspec.Struct, frozen=True):
-    """The rows of a page, its walk, and the rank of the bookmark it began at."""
+    """The rows of a page, its walk, the rank of the bookmark it began at, and whether an id occurs in it twice."""
 
     rows: Sequence[Any]
     walk: int
     rank: str
+    repeated: bool
 
 
 class SmallPages:
@@ -55,9 +56,9 @@ class SmallPages:
         # The statement's own condition for having turned the page.
         if len(rows) < limit or not all(row[0] for row in rows):
             return None
-        report_repeated(self._emit, source, rows[:limit], rows[limit] if len(rows) > limit else None)
+        repeated = report_repeated(self._emit, source, rows[:limit], rows[limit] if len(rows) > limit else None)
         walk, rank = rows[0][-2:]
-        return SmallPage([row[:-3] for row in rows[:limit]], walk, rank)
+        return SmallPage([row[:-3] for row in rows[:limit]], walk, rank, repeated)
 
 
 def _statement(source: Source, limit: int) -> str:
@@ -70,6 +71,7 @@ def _statement(source: Source, limit: int) -> str:
     candidates = CANDIDATES.format(
         where="b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4"
     )
+    lost = LOST.format(incremental="false", offset="$3")
     noted = NOTE.format(
         incremental="false",
         offset="$3",
@@ -87,7 +89,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     from clerk_feed.bookmark as o
     where o.store = $1 and o.feed = $2 and not o.incremental and o.at = $3 and o.key_family <> $4 and not o.past
       and o.id > (select max(id) from b)
-  )
+  ) and case when (select failed_over from asked) then not exists ({lost}) else true end
   order by b.over, b.late, b.is_end, {ordered_key(source)}, b.used desc, b.id
   limit 1
 ), page ({columns}, key) as materialized (

@@ -96,7 +96,9 @@ class Source(msgspec.Struct, frozen=True):
     select_dated: str
     """The same with modified_at as text at the end; empty where the source has no modified_at."""
     count: str
-    """SQL that counts the valid items."""
+    """SQL that counts the rows of valid items."""
+    count_ids: str
+    """SQL that counts the valid items, however often they are repeated."""
     encoder: ItemEncoder | LineEncoder
     changed_since: str = 's."modified_at" >= {since}'
     """SQL for what changed since a moment, which stands in for {since}."""
@@ -155,9 +157,13 @@ class Sources:
             return known[1]
         return await self._once(store, feed)
 
-    async def all_of(self, store: Store) -> list[Source]:
-        """The sources of all feeds the store has. Raises Refusal as `of` does; FEED_MISSING where there is none."""
+    async def all_of(self, store: Store) -> tuple[list[Source], list[FeedName]]:
+        """The sources of all feeds the store has, and the feeds that have none.
+
+        Raises Refusal as `of` does; FEED_MISSING where no feed has one.
+        """
         found: list[Source] = []
+        absent: list[FeedName] = []
         missing: Refusal | None = None
         for feed in FEEDS:
             try:
@@ -166,9 +172,10 @@ class Sources:
                 if refusal.problem is not FEED_MISSING:
                     raise
                 missing = missing or refusal
+                absent.append(feed)
         if missing is not None and not found:
             raise missing
-        return found
+        return found, absent
 
     async def answer(self) -> None:
         """Return if the database answers. Raises what asyncpg raises, or Refusal(BUSY)."""
@@ -263,6 +270,7 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         dated = f'{select},\n  s."modified_at"::timestamptz::text as modified_at_key'
         read.append("modified_at")
     attributes = tuple(column.name for column in served)
+    valid = f"from {origin} where " + " and ".join(valid_conditions(served, REQUIRED[feed]))
     return Source(
         store=store,
         feed=feed,
@@ -274,7 +282,8 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         select=select,
         select_key=f'{select},\n  s."id" as key',
         select_dated=dated,
-        count=_COUNT + f"{origin} where " + " and ".join(valid_conditions(served, REQUIRED[feed])),
+        count=f"select count(*) {valid}",
+        count_ids=f'select count(distinct s."id") {valid}',
         encoder=ItemEncoder(attributes, REQUIRED[feed]),
     )
 
@@ -306,10 +315,11 @@ async def key_of_items(connection: Any, table: str) -> Key | None:
 async def _describe_rendered(connection: Any, store: Store, feed: FeedName) -> Source:
     state = await connection.fetchrow(_ITEMS, store.name, feed)
     key = await key_of_items(connection, state["items_table"]) if state and state["items_table"] else None
-    if key is None:
+    if key is None or state["behind"]:
+        since = "" if key is None else " since it was served unrendered"
         raise Refusal(
             FEED_NOT_RENDERED,
-            f"{feed} of {store.name} has not been rendered yet.",
+            f"{feed} of {store.name} has not been rendered yet{since}.",
             fix=FEED_NOT_RENDERED.fix.replace("STORE", store.name).replace("FEED", feed),
             headers={"Retry-After": "60"},
         )
@@ -332,7 +342,8 @@ def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, num
         select=select,
         select_key=f'{select}, s."id" as key',
         select_dated=f'{select}, s."modified_at"::text as modified_at_key',
-        count=_COUNT + origin,
+        count=f"select count(*) from {origin}",  # noqa: S608 (quoted)
+        count_ids=f"select count(*) from {origin}",  # noqa: S608 (quoted)
         encoder=LineEncoder(),
         # What was stamped after the last refresh that could be seen before then.
         changed_since=_CHANGED_SINCE.replace("{number}", str(number)),
@@ -460,13 +471,11 @@ async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refus
     )
 
 
-_COUNT = "select count(*) from "
-
 _CHANGED_SINCE = """s."modified_at" > coalesce(
   (select max(f.stamp) from clerk_feed.refresh as f where f.rendered = {number} and f.visible < {since}), '-infinity'
 )"""
 
-_ITEMS = "select id, items_table from clerk_feed.rendered where store = $1 and feed = $2"
+_ITEMS = "select id, items_table, behind from clerk_feed.rendered where store = $1 and feed = $2"
 
 _RELATION = """
 select

@@ -246,7 +246,8 @@ OFFSET_LOST = Problem(
 KEY_CHANGED = Problem(
     500,
     "key-changed",
-    "The relation of this feed, or the type of its id, changed during a walk: there is no way on from an old id.",
+    "The relation of this feed, the type of its id, or whether it has a modified_at changed during a walk: there is no"
+    " way on from an old id.",
     "Start the sync again: a walk that begins at offset 0 goes by the new ids.",
 )
 STANDBY_BEHIND = Problem(
