@@ -48,6 +48,7 @@ CHANGED = (
     asyncpg.UndefinedFunctionError,
     asyncpg.AmbiguousFunctionError,
     asyncpg.DatatypeMismatchError,
+    asyncpg.InvalidTextRepresentationError,
     asyncpg.InvalidSchemaNameError,
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
