@@ -239,8 +239,6 @@ class Answer:
         body = source.encoder.encode(items, wanted.format)
         self._catalog.reader.seen(source, len(items), len(body))
         self.tally.encode += self._lap()
-        if found.repeated:
-            await self._catalog.bookmarks.note_repeated(found.walk)
         return body
 
     async def _read_ahead(self, start: Bookmark | None) -> bytes | None:
@@ -325,7 +323,8 @@ class Answer:
             await self._catalog.guard.require_none_held_back(self.store, self._source)
         elif reached is None and self._since is None:
             ambiguous = start is not None and start.ambiguous
-            ending = Ending(tally.walk, items, tally.invalid, ambiguous, self._repeated)
+            repeated = self._repeated or (start is not None and start.repeated)
+            ending = Ending(tally.walk, items, tally.invalid, ambiguous, repeated)
             items = await self._catalog.guard.check(self.store, self._source, ending, writes=self.writes)
         if self.writes:
             final_items = items if reached is None and not again else None
@@ -339,10 +338,9 @@ class Answer:
                 self._caller,
                 self._seconds(),
                 self._since is not None,
+                self._repeated,
             )
             await self._record(start, page, incremental=incremental)
-            if self._repeated and self.tally.walk is not None and reached is not None:
-                await self._catalog.bookmarks.note_repeated(self.tally.walk)
         if reached is None and not again and self.writes:
             await self._ended(items, incremental=self._since is not None)
             if self._since is None:
@@ -398,7 +396,13 @@ class Answer:
             if not self._wanted.offset:
                 self._emit(NoModifiedAt(store=self.store.name, feed=self._source.feed))
             return None
-        return since - self.store.incremental_overlap.seconds
+        since -= self.store.incremental_overlap.seconds
+        if self._source.rendered_until is not None:
+            # Deltas of rendered items know a change by its refresh: what came after the last one is still to be sent.
+            left_behind, refreshed = self._source.rendered_until
+            if since <= left_behind:
+                return min(since, refreshed)
+        return since
 
     @property
     def is_whole(self) -> bool:

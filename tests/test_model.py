@@ -324,30 +324,86 @@ def test_items_are_lost_where_nobody_sees_that_a_feed_is_shared(
         played(scene)
 
 
-def test_after_a_failover_nobody_goes_on_from_the_bookmark_of_another(scene: Scene) -> None:
-    """What the importer of before had reached is known for an hour, and a younger one must not stand in for it."""
-    before, younger, _ = scene.importers
-    scene.receive(before, 0)
-    scene.receive(before, 0)
+def fail_over(world: World) -> None:
     for table in ("bookmark", "asked"):
-        scene.world.database.execute(f"update clerk_feed.{table} set timeline = 'before'")
+        world.database.execute(f"update clerk_feed.{table} set timeline = 'before'")
+
+
+def test_after_a_failover_nobody_goes_on_from_the_bookmark_of_another(scene: Scene) -> None:
+    """At 0 both are taken for one, which ends its walk: nothing says that `slow` is under way but its bookmark."""
+    slow, other, _ = scene.importers
+    scene.receive(slow, 0)
+    scene.finish(other, 0)
+    fail_over(scene.world)
     scene.drop([5, 6, 7])
-    scene.receive(younger, 0)
-    for importer in (before, younger, before):
-        with pytest.raises(Refusal, match="before the failover"):
-            scene.receive(importer, 0)
-    scene.world.let_pass("61 minutes")
-    scene.abandon(younger)
-    scene.finish(younger, 0)
+    scene.receive(other, 0)
+    with pytest.raises(Refusal, match="before the failover"):
+        scene.receive(slow, 0)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_after_a_failover_the_importer_that_was_told_begins_anew(scene: Scene, lost: int) -> None:
+    """Also where the last bookmarks did not come through."""
+    (importer, *_) = scene.importers
+    for _ in range(4):
+        scene.receive(importer, 0)
+    scene.world.database.execute(f"delete from clerk_feed.bookmark where at > {3 * (4 - lost)}")
+    fail_over(scene.world)
+    scene.drop([5])
+    with pytest.raises(Refusal, match="before the failover"):
+        scene.receive(importer, 0)
+    scene.abandon(importer)
+    scene.finish(importer, 0)
 
 
 def test_after_a_failover_between_walks_the_next_one_is_served(scene: Scene) -> None:
-    before, younger, _ = scene.importers
-    before.stops_short = True
-    scene.finish(before, 0)
-    for table in ("bookmark", "asked"):
-        scene.world.database.execute(f"update clerk_feed.{table} set timeline = 'before'")
-    scene.finish(younger, 0)
+    importer, *_ = scene.importers
+    scene.finish(importer, 0)
+    fail_over(scene.world)
+    scene.finish(importer, 0)
+
+
+def test_an_importer_that_asks_again_is_not_taken_for_one_that_paused(scene: Scene) -> None:
+    slow, other, _ = scene.importers
+    scene.receive(slow, 0)
+    scene.world.let_pass("59 minutes")
+    scene.lose(slow, 0)
+    scene.drop([5, 6, 7])
+    scene.receive(other, 0)
+    scene.world.let_pass("2 minutes")
+    assert scene.sent_by(slow) == [8, 9, 10]
+
+
+def test_one_that_paused_for_an_hour_takes_nothing_from_another(scene: Scene) -> None:
+    paused, slow, _ = scene.importers
+    scene.receive(paused, 0)
+    scene.receive(paused, 0)
+    scene.world.let_pass("61 minutes")
+    scene.receive(slow, 0)
+    scene.lose(slow, 0)
+    paused.must = set()  # nothing is promised to the one that paused
+    scene.finish(paused, 0)
+    scene.drop([5, 6, 7])
+    scene.receive(paused, 0)
+    assert scene.sent_by(slow) == [8, 9, 10]
+
+
+def test_walks_that_are_older_than_another_take_nothing_from_it(world: World) -> None:
+    scene = Scene(world)
+    scene.shop("ints", first=5, count=16, step=2, undated=False)
+    first, second, slow = scene.importers
+    for importer in (first, second, first, second):
+        scene.receive(importer, 0)
+    scene.finish(second, 0)
+    scene.world.let_pass("50 minutes")
+    scene.put([12])
+    scene.receive(slow, 0)
+    scene.lose(slow, 0)
+    scene.finish(first, 0)
+    scene.drop([5, 7, 9])
+    scene.receive(second, 0)
+    scene.world.let_pass("11 minutes")
+    assert scene.sent_by(slow)[0] == 11
 
 
 def test_of_equal_keys_the_used_one_goes_first_whatever_the_plan(

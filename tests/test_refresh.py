@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
-from app.catalog.rendered import REFRESH_LOCK, RefreshBusyError
+from app.catalog.rendered import REFRESH_LOCK, RefreshBusyError, Refresher, connection_for_refresh, leave_behind
 from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, Database, Serve, Shop, base_config, eventually
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
@@ -303,6 +305,68 @@ def test_what_was_rendered_before_a_feed_was_served_unrendered_is_not_served_aga
     assert command(service.log.parent / "feed.toml", *refresh).returncode == 0
     eventually(lambda: service.get("/dk/products").status == 200)
     assert len(service.get("/dk/products").lines) == 60
+
+
+def test_a_process_that_is_about_to_end_does_not_bring_back_what_its_successor_left_behind(
+    rendered: RenderedShop,
+) -> None:
+    unrendered = msgspec.structs.replace(rendered.store(), feeds={})
+
+    async def settings_changed(connection: Any) -> str:
+        return await leave_behind(connection, [unrendered])
+
+    async def refreshed(since: str | None) -> None:
+        refresher = Refresher(lambda: connection_for_refresh(rendered.database.dsn), lambda event: None, since=since)
+        await refresher.refresh(rendered.store(), "products")
+
+    def is_left_behind() -> bool:
+        rows = "select count(*) from clerk_feed.unrendered where store = $1"
+        return bool(rendered.database.value(rows, rendered.name))
+
+    before = rendered.database.value("select (now() - interval '1 minute')::text")
+    began = rendered.loop.run(with_connection(rendered.database.dsn, settings_changed))
+    assert is_left_behind()
+    rendered.loop.run(refreshed(before))
+    assert is_left_behind()
+    assert rendered.store().feed("orders").rendered  # never refreshed, so nothing of it was left
+    rendered.loop.run(refreshed(began))
+    assert not is_left_behind()
+
+
+async def with_connection(dsn: str, work: Callable[[Any], Awaitable[str]]) -> str:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await work(connection)
+    finally:
+        await connection.close()
+
+
+def test_a_delta_across_the_end_of_rendering_misses_nothing(database: Database, clerk: FakeClerk, serve: Serve) -> None:
+    """What changed since the last refresh was in no delta of rendered items."""
+    database.execute("create schema dk")
+    database.execute(PRODUCTS.replace("{s}", "dk"))
+    database.execute(
+        "insert into dk.products (id, modified_at) select i, now() - interval '1 day' from generate_series(1, 50) as i"
+    )
+    plain = base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n'
+    service = serve(plain + "[stores.dk.feeds.products]\nrendered = true\n")
+    assert command(service.log.parent / "feed.toml", "refresh", "--store", "dk", "--feed", "products").returncode == 0
+    database.execute(
+        "update clerk_feed.refresh set "
+        + ", ".join(
+            f"{moment} = {moment} - interval '4 hours'" for moment in ("started", "finished", "stamp", "visible")
+        )
+    )
+    table = database.value("select items_table from clerk_feed.rendered")
+    database.execute(f"update clerk_feed.{table} set modified_at = modified_at - interval '4 hours'")
+    database.execute("update dk.products set name = 'new', modified_at = now() - interval '3 hours' where id = 7")
+    synced = int(time.time()) - 900
+    assert service.get(f"/dk/products?modified_after={synced}").lines == []
+    service.stop()
+    service = serve(plain)
+    assert [item["id"] for item in service.get(f"/dk/products?modified_after={synced}").lines] == [7]
+    later = int(time.time()) + 3 * 3600
+    assert service.get(f"/dk/products?modified_after={later}").lines == []
 
 
 def test_readyz_is_degraded_while_a_refresh_is_held_back_or_late_and_serves(

@@ -5,14 +5,15 @@ at that offset: those not past before those that are, those of the last hour bef
 smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out deletes it from the shop.
 
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
-one past at the offset of the page that wrote it, the one with the largest key, but none where walks of different
-limits meet; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
+one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
+begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
 used is chosen first and becomes past last, so that asking again counts as no second arrival. Nothing of this is kept
 in the process: another one may have served the page before.
 
 What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
 other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for an
 hour: nothing becomes past, and what is past is chosen like the rest. Items may be sent twice then; none is left out.
+See asked.py.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
+from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, HOUR, LOST, NOTE, NOTED, SHARED, STARTED, TOLD
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import Position, key_changed
 from app.catalog.source import Source
@@ -41,11 +43,14 @@ class Bookmark(msgspec.Struct, frozen=True):
     walk: int
     position: Position | None
     ambiguous: bool
-    """Whether it was the smallest of several keys: then items may have been sent twice."""
+    """Whether it was the smallest of several keys, or a page before it had such a choice: then items may have been sent
+    twice."""
     newest: int = 0
     """The id of the bookmark at its offset that was begun last."""
     rank: str = "current"
     """How good a choice it was: current (of the last hour), old, or past."""
+    repeated: bool = False
+    """Whether a page before it held an id twice."""
     pages: int | None = None
     """How many pages of the feed had been turned when it was found; None where it is not known."""
 
@@ -66,6 +71,8 @@ class Page(msgspec.Struct, frozen=True):
     """How long ago a walk of one answer began."""
     incremental: bool = False
     """Whether only what changed was read, which modified_after alone does not say."""
+    repeated: bool = False
+    """Whether it holds an id twice."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -100,15 +107,24 @@ class Bookmarks:
             )
         )
         if row is None:
-            await self._refuse_other_keys(source, offset, incremental=incremental)
+            await self._refuse_other_keys(source, offset, limit, incremental=incremental)
             return None
         if row["walks_lost"]:
-            raise _walk_lost(source)
+            raise await self._lost(source, offset, limit, incremental=incremental)
         if row["other_order"] is not None:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
             raise key_changed(source.feed, row["other_order"], _order(source, incremental=incremental))
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
-        return Bookmark(row["id"], row["walk"], position, row["ambiguous"], row["newest"], row["rank"], row["pages"])
+        return Bookmark(
+            row["id"],
+            row["walk"],
+            position,
+            row["ambiguous"],
+            row["newest"],
+            row["rank"],
+            row["repeated"],
+            row["pages"],
+        )
 
     async def newest_walk(self, source: Source) -> Mark | None:
         """The row of the full walk that began last: never older than that of whoever asks now.
@@ -126,7 +142,7 @@ class Bookmarks:
         )
         return Mark(row["id"], row["started"])
 
-    async def _refuse_other_keys(self, source: Source, offset: int, *, incremental: bool) -> None:
+    async def _refuse_other_keys(self, source: Source, offset: int, limit: int, *, incremental: bool) -> None:
         """There is no bookmark to start from. Raises Refusal where there is one of another type of key.
 
         A page found by counting in the new order would leave out what the walk has not yet sent. So it may be after
@@ -135,9 +151,15 @@ class Bookmarks:
         place = (source.store, source.feed, incremental, offset)
         row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
         if row["failed_over"]:
-            raise _walk_lost(source)
+            raise await self._lost(source, offset, limit, incremental=incremental)
         if row["key_family"] is not None:
             raise key_changed(source.feed, row["key_family"], _order(source, incremental=incremental))
+
+    async def _lost(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Refusal:
+        """Remember that an importer is told that its walk is lost: what it had reached is no bar to the next walk."""
+        place = (source.store, source.feed, incremental, offset, limit)
+        await self._patiently(lambda connection: connection.execute(TOLD.format(incremental="$3"), *place))
+        return Refusal(WALK_LOST, f"Walks of {source.feed} of {source.store} were under way before the failover.")
 
     async def turn(
         self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None, begun: Mark | None = None
@@ -169,6 +191,7 @@ class Bookmarks:
                 page.caller,
                 start.pages if start else None,
                 page.incremental,
+                page.repeated or (start is not None and start.repeated),
             )
         )
         return row["walk"], row["id"]
@@ -181,7 +204,7 @@ class Bookmarks:
                 feed, order = (source.store, source.feed, incremental), _order(source, incremental=incremental)
                 ended = (page.offset, page.offset + page.limit, start.pages)
                 shared = await connection.fetchval(_NOTE_END, *feed, *ended)
-                used = await connection.fetchrow(_USE, *feed, start.id)
+                used = await connection.fetchrow(_USE, *feed, start.id, shared)
                 # A retry was counted the first time.
                 if used is not None and not shared:
                     arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
@@ -217,10 +240,6 @@ class Bookmarks:
         )
         return walk
 
-    async def note_repeated(self, walk: int) -> None:
-        """Record that a walk has met rows with the same id, so that its offsets overstate the number of items."""
-        await self._patiently(lambda connection: connection.execute(_NOTE_REPEATED, walk))
-
     async def walk(self, id: int) -> Walk | None:
         """What a walk has come to; None where there is none of this number. Raises Refusal, and waits for nothing."""
         try:
@@ -242,10 +261,6 @@ class Bookmarks:
             raise state_unavailable(error, self._emit) from error
 
 
-def _walk_lost(source: Source) -> Refusal:
-    return Refusal(WALK_LOST, f"Walks of {source.feed} of {source.store} were under way before the failover.")
-
-
 def _order(source: Source, *, incremental: bool) -> str:
     """What a walk goes by. An incremental one of a source without modified_at goes by the id alone."""
     return f"{source.order} without modified_at" if incremental and not source.has_modified_at else source.order
@@ -254,36 +269,12 @@ def _order(source: Source, *, incremental: bool) -> str:
 RANK = "case when c.over then 'past' when c.late then 'old' else 'current' end"
 """SQL for the rank of a chosen bookmark c."""
 
-_SHARED_INTERVAL = "interval '1 hour'"
-
-_OUT_OF_TURN = f"""case
-      when {{offset}} = 0 then not (o.ended or o.written_by = 0 or o.asked < now() - {_SHARED_INTERVAL})
-      else {{offset}} not in (o.at, o.written_by) or {{limit}} <> o.at - o.written_by
-    end"""
-"""SQL for whether one importer, alone, would not ask for the page at an offset after what was asked last, o."""
-
-ASKED = f"""
-  select o.pages, o.shared_until > now() or {_OUT_OF_TURN} as shared,
-    o.failed_over > now() - {_SHARED_INTERVAL} as failed_over
-  from clerk_feed.asked as o
-  where o.store = $1 and o.feed = $2 and o.incremental = {{incremental}}
-"""  # noqa: S608 (our own)
-"""SQL for how many pages were asked for, whether the feed is shared, if only by whoever asks now, and whether a
-failover within the hour came into a walk."""
-
-LOST = f"""
-  select
-  from clerk_feed.bookmark as o
-  where o.store = $1 and o.feed = $2 and o.incremental = {{incremental}} and o.at <= {{offset}} and not o.past
-    and o.timeline <> clerk_feed.timeline() and o.written > now() - {_SHARED_INTERVAL}
-"""  # noqa: S608 (our own)
-"""SQL for bookmarks of before a failover that walks may have gone on from, as far as the offset."""
-
 CANDIDATES = f"""
   select *, past and (old or not shared) as over,
     old or past and shared and not bool_or(not past and not old) over () as late
   from (
-    select b.*, b.written < now() - {_SHARED_INTERVAL} as old, coalesce((select shared from asked), true) as shared
+    select b.*, greatest(b.written, b.touched) < now() - {HOUR} as old,
+      coalesce((select shared from asked), true) as shared
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
   ) as b
@@ -292,27 +283,6 @@ CANDIDATES = f"""
 
 In a shared feed what became past within the hour is as good as what would be chosen without it.
 """
-
-NOTE = f"""
-  insert into clerk_feed.asked as o (store, feed, incremental, at, written_by, ended, shared_until)
-  select
-    $1, $2, {{incremental}}, {{offset}} + {{limit}}, {{offset}}, {{ended}},
-    case when {{offset}} = 0 then '-infinity' else now() + {_SHARED_INTERVAL} end
-  {{where}}
-  on conflict (store, feed, incremental) do update
-  set pages = o.pages + 1, at = excluded.at, written_by = excluded.written_by, ended = excluded.ended,
-    asked = clock_timestamp(), timeline = excluded.timeline,
-    failed_over = case
-      when o.timeline <> excluded.timeline and (not o.ended or o.shared_until > now()) then now()
-      else o.failed_over
-    end,
-    shared_until = case
-      when o.pages <> {{pages}} or {_OUT_OF_TURN} then now() + {_SHARED_INTERVAL}
-      else o.shared_until
-    end
-  returning o.shared_until > now() as shared
-"""  # noqa: S608 (our own)
-"""SQL that notes what is asked, and says whether the feed is shared. It waits for whoever is noting, and sees it."""
 
 
 def ordered_key(source: Source, direction: str = "") -> str:
@@ -368,8 +338,11 @@ with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="
 )
 select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists (
   select from b
-  where b.over = c.over and b.late = c.late and (b.key, b.modified_at) is distinct from (c.key, c.modified_at)
-) as ambiguous, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
+  where b.over = c.over and b.late = c.late
+    and (b.ambiguous or (b.key, b.modified_at) is distinct from (c.key, c.modified_at))
+) as ambiguous, exists (
+  select from b where b.over = c.over and b.late = c.late and b.repeated
+) as repeated, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
   case
     when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4")})
   end as walks_lost,
@@ -398,38 +371,30 @@ where id = (
 )
 """
 
-# Nothing is made past where walks of different limits meet: whose page has arrived can't be told there.
-_WROTE = """(
-  select started.written_by
-  from started
-  where not exists (
-    select
-    from clerk_feed.bookmark as o
-    where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = started.at
-      and not o.past and o.written_by <> started.written_by and o.written > now() - interval '1 hour'
-  )
-)"""
-_WROTE_IN_TURN = _WROTE.replace("where not exists", "where not (select shared from noted) and not exists")
-
 _USE = f"""
-with started as (
-  update clerk_feed.bookmark set used = true where id = $4 and not used returning written_by, at
-)
-select {_WROTE} as written_by from started
+with started as ({STARTED.format(start="$4")})
+select ({ARRIVED_AT.format(incremental="$3", shared="$5::boolean")}) as written_by
+from started
+where not again
 """  # noqa: S608 (only our own text is put in)
 
 # One statement, so that a page costs one round trip and one commit beside its rows.
-# What is noted comes first: its row lets one page of a feed after the other change the rest.
-_NOTED = "(select shared from noted) is not null"
 _TURN = f"""
-with noted as ({
+with {
     NOTE.format(
-        incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", ended="$6::text is null", where="", pages="$17"
+        incremental="$3",
+        offset="$4::int8",
+        limit="($5::int8 - $4)",
+        ended="$6::text is null",
+        where="true",
+        pages="$17",
     )
-}), started as (
-  update clerk_feed.bookmark set used = true where id = $9 and not used and {_NOTED} returning written_by, at
-), arrived as (
-  {_ARRIVED.replace("$4", _WROTE_IN_TURN).replace("$5", "$7")}
+}, started as ({STARTED.format(start="$9")}), arrived as (
+  {
+    _ARRIVED.replace("$4", f"({ARRIVED_AT.format(incremental='$3', shared=SHARED.format(incremental='$3'))})").replace(
+        "$5", "$7"
+    )
+}
 ), begun as (
   insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller)
   select $1, $2, $18, 1, $11, $12, $14, $15, $16 where $10::bigint is null
@@ -438,19 +403,24 @@ with noted as ({
   update clerk_feed.walk
   set pages = pages + 1, items = items + $11, invalid = invalid + $12, ambiguous = ambiguous or $13,
     ended = coalesce($14, ended), final_items = coalesce($15, final_items), last_page = clock_timestamp()
-  where id = $10 and {_NOTED}
+  where id = $10 and {NOTED}
 )
 insert into clerk_feed.bookmark
-  (walk, store, feed, incremental, written_by, at, key, key_family, modified_at, is_end)
+  (walk, store, feed, incremental, written_by, at, key, key_family, modified_at, is_end, clash, ambiguous, repeated)
 select
   coalesce($10::bigint, (select id from begun)),
-  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null
+  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 
-_NOTE_END = NOTE.format(
-    incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", ended="true", where="", pages="$6::int8"
-)
+_NOTE_END = f"""
+with {
+    NOTE.format(
+        incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", ended="true", where="true", pages="$6::int8"
+    )
+}
+select {SHARED.format(incremental="$3")} as shared
+"""
 
 _FINISH = """
 update clerk_feed.walk
@@ -465,8 +435,6 @@ insert into clerk_feed.walk
 values ($1, $2, $3, $4, 1, $5, $6, 'finished', $7, $8, now() - make_interval(secs => $9::float8))
 returning id
 """
-
-_NOTE_REPEATED = "update clerk_feed.walk set repeated = true where id = $1 and not repeated"
 
 _WALK = """
 select whole, pages, items, invalid, extract(epoch from last_page - started)::float8

@@ -27,7 +27,7 @@ class Ending(msgspec.Struct, frozen=True):
     invalid: int
     ambiguous: bool
     repeated: bool = False
-    """Whether its last page holds an id twice."""
+    """Whether one of its pages holds an id twice."""
 
 
 class Guard:
@@ -55,11 +55,11 @@ class Guard:
         measure = _measure(last, most, known["accepted"])
         invalid = ending.invalid + (known["invalid"] or 0)
         items = ending.items
-        repeated = ending.repeated or known["repeated"]
-        if (repeated or ending.ambiguous or known["ambiguous"]) and not shrunk(items, invalid, measure, settings):
+        inexact = ending.repeated or ending.ambiguous or known["ambiguous"] or _grown(items, measure, settings)
+        if inexact and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
             # again since the page was read, so it is never more than was sent.
-            items = min(items, await self._counted(connection, source, ids=repeated))
+            items = min(items, await self._counted(connection, source, ids=ending.repeated))
         if not shrunk(items, invalid, measure, settings):
             return items
         if measure is None:
@@ -153,6 +153,13 @@ def shrunk(items: int, invalid: int, measure: int | None, settings: FeedSettings
     return large and items < measure * (1 - settings.shrink_limit)
 
 
+def _grown(items: int, measure: int | None, settings: FeedSettings) -> bool:
+    """Whether a feed would be so much larger that its size, if it is not true, holds the next walks back."""
+    if measure is None:
+        return False
+    return items - measure > settings.shrink_floor and items > measure * (1 + settings.shrink_limit)
+
+
 async def accept_shrink(connection: Any, store: str, feed: str) -> tuple[int, int | None] | None:
     """Say that the walk held back last was right: (its items, those of the last finished), None where there is none."""
     row = await connection.fetchrow(_ACCEPT, store, feed)
@@ -183,8 +190,7 @@ select
   ) as most,
   (select items from allowed where accepted > coalesce((select last_page from last), '-infinity')) as accepted,
   (select w.invalid from clerk_feed.walk as w where w.id = $3) as invalid,
-  coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous,
-  coalesce((select w.repeated from clerk_feed.walk as w where w.id = $3), false) as repeated
+  coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
 """  # noqa: S608 (only our own text is put in)
 
 _IS_HELD_BACK = """

@@ -89,8 +89,6 @@ class _State(msgspec.Struct, frozen=True):
     items_table: str | None
     items: int
     invalid: int
-    behind: bool = False
-    """Served unrendered since the last refresh."""
 
 
 class _Counts(msgspec.Struct, frozen=True):
@@ -107,10 +105,15 @@ class _Counts(msgspec.Struct, frozen=True):
 class Refresher:
     """Refreshes rendered feeds, each on a connection of its own."""
 
-    def __init__(self, connect: Connect, emit: Emit) -> None:
-        """`connect` opens a connection that has no deadline on statements."""
+    def __init__(self, connect: Connect, emit: Emit, *, since: str | None = None) -> None:
+        """`connect` opens a connection that has no deadline on statements.
+
+        `since` is when this process began, by the database's clock, so that one which is about to end is told from its
+        successor; None for one that begins now.
+        """
         self._connect = connect
         self._emit = emit
+        self._since = since
 
     async def refresh(
         self,
@@ -177,7 +180,13 @@ class Refresher:
             began = await connection.fetchval("select clock_timestamp()::text")
         try:
             summary = await _refreshed(
-                connection, id, store, feed, accept_shrink=accept_shrink, unless_tried_within=unless_tried_within
+                connection,
+                id,
+                store,
+                feed,
+                accept_shrink=accept_shrink,
+                unless_tried_within=unless_tried_within,
+                since=self._since,
             )
         except RefreshHeldBackError as held:
             await _note(connection, id, began, "held back", held.items, held.most, str(held))
@@ -223,6 +232,7 @@ async def _refreshed(
     *,
     accept_shrink: bool,
     unless_tried_within: float | None,
+    since: str | None,
 ) -> Summary | None:
     """One refresh, again where another one has just ended in between."""
     for _ in range(_CONFLICTS):
@@ -243,7 +253,7 @@ async def _refreshed(
                 await connection.execute("rollback")
                 return None
             state = msgspec.convert(dict(row), _State)
-            summary = await _Run(connection, store, feed, state, accept_shrink=accept_shrink).run()
+            summary = await _Run(connection, store, feed, state, accept_shrink=accept_shrink, since=since).run()
             await connection.execute("commit")
         except asyncpg.SerializationError:
             await connection.execute("rollback")
@@ -263,12 +273,22 @@ async def _refreshed(
 class _Run:
     """The statements of one refresh, inside its transaction."""
 
-    def __init__(self, connection: Any, store: Store, feed: FeedName, state: _State, *, accept_shrink: bool) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        store: Store,
+        feed: FeedName,
+        state: _State,
+        *,
+        accept_shrink: bool,
+        since: str | None,
+    ) -> None:
         self._connection = connection
         self._store = store
         self._feed = feed
         self._state = state
         self._accept_shrink = accept_shrink
+        self._since = since
 
     async def run(self) -> Summary:
         connection, store, feed, state = self._connection, self._store.name, self._feed, self._state
@@ -297,8 +317,9 @@ class _Run:
             self._accept_shrink,
         )  # fmt: skip
         told = (state.items_table, state.items, state.invalid)
-        if (table, items, invalid) != told or counts.stamped or state.behind:
+        if (table, items, invalid) != told or counts.stamped:
             await connection.execute(_UPDATE_STATE, state.id, table, items, invalid)
+        await connection.execute(_IS_RENDERED, store, feed, self._since)
         if self._accept_shrink:
             await connection.execute(_ACCEPT, store, feed, items)
         await connection.execute(_SWEEP, state.id, store, feed)
@@ -371,14 +392,18 @@ class _Run:
         return invalid
 
 
-async def leave_behind(connection: Any, stores: Iterable[Store]) -> None:
+async def leave_behind(connection: Any, stores: Iterable[Store]) -> str:
     """Note which feeds are served from their sources now: what was rendered of them before is old from here on.
 
     Whoever turns rendering on again would otherwise serve the items of then, and Clerk would delete what came since.
+    Answers when this was by the database's clock.
     """
-    for store in stores:
-        unrendered = [feed for feed in FEEDS if not store.feed(feed).rendered]
-        await connection.execute(_LEAVE_BEHIND, store.name, unrendered)
+    async with connection.transaction():
+        for store in stores:
+            unrendered = [feed for feed in FEEDS if not store.feed(feed).rendered]
+            await connection.execute(_LEAVE_BEHIND, store.name, unrendered)
+        now: str = await connection.fetchval("select now()::text")
+        return now
 
 
 async def _registered(connection: Any, store: str, feed: FeedName) -> int:
@@ -485,16 +510,24 @@ set local jit = off;
 set local synchronous_commit = local
 """
 
-_STATE = "select id, items_table, items, invalid, behind from clerk_feed.rendered where store = $1 and feed = $2"
+_STATE = "select id, items_table, items, invalid from clerk_feed.rendered where store = $1 and feed = $2"
 
 _UPDATE_STATE = """
-update clerk_feed.rendered set items_table = $2, items = $3, invalid = $4, behind = false where id = $1
+update clerk_feed.rendered set items_table = $2, items = $3, invalid = $4 where id = $1
 """
 
 _LEAVE_BEHIND = """
-update clerk_feed.rendered
-set behind = true
-where store = $1 and feed = any($2) and items_table is not null and not behind
+insert into clerk_feed.unrendered (store, feed)
+select r.store, r.feed
+from clerk_feed.rendered as r
+where r.store = $1 and r.feed = any($2) and r.items_table is not null
+on conflict (store, feed) do update set since = now()
+"""
+
+# Whoever began before that still refreshes what nobody is to serve, until it ends.
+_IS_RENDERED = """
+delete from clerk_feed.unrendered
+where store = $1 and feed = $2 and since <= coalesce($3::text::timestamptz, 'infinity')
 """
 
 _TRIED = """

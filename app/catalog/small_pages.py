@@ -11,10 +11,11 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.bookmarks import ASKED, CANDIDATES, LOST, NOTE, RANK, ordered_key
+from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED
+from app.catalog.bookmarks import CANDIDATES, RANK, ordered_key
 from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
-from app.catalog.pool import Patience, Pool
+from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.source import Source
 from app.status.events import Emit
 
@@ -23,12 +24,11 @@ MOST_ROWS = 100
 
 
 class SmallPage(msgspec.Struct, frozen=True):
-    """The rows of a page, its walk, the rank of the bookmark it began at, and whether an id occurs in it twice."""
+    """The rows of a page, its walk, and the rank of the bookmark it began at."""
 
     rows: Sequence[Any]
     walk: int
     rank: str
-    repeated: bool
 
 
 class SmallPages:
@@ -51,14 +51,16 @@ class SmallPages:
                 lambda connection: bounded(connection, connection.fetch(sql, *arguments)),
                 Patience(self._resume_seconds),
             )
+        except asyncpg.LockNotAvailableError as error:
+            raise state_unavailable(error, self._emit) from error
         except (asyncpg.PostgresError, BatchTooLargeError):
             return None  # the common way meets it too, and knows what to say
         # The statement's own condition for having turned the page.
         if len(rows) < limit or not all(row[0] for row in rows):
             return None
-        repeated = report_repeated(self._emit, source, rows[:limit], rows[limit] if len(rows) > limit else None)
+        report_repeated(self._emit, source, rows[:limit], rows[limit] if len(rows) > limit else None)
         walk, rank = rows[0][-2:]
-        return SmallPage([row[:-3] for row in rows[:limit]], walk, rank, repeated)
+        return SmallPage([row[:-3] for row in rows[:limit]], walk, rank)
 
 
 def _statement(source: Source, limit: int) -> str:
@@ -77,9 +79,10 @@ def _statement(source: Source, limit: int) -> str:
         offset="$3",
         limit=limit,
         ended="false",
-        where="from full_page",
+        where="exists (select from full_page)",
         pages="(select asked.pages from asked)",
     )
+    arrived_at = ARRIVED_AT.format(incremental="false", shared=SHARED.format(incremental="false"))
     which = f'where s."id" > {behind} order by s."id" limit {limit + 1}'
     return f"""
 with asked as materialized ({asked}), b as materialized ({candidates}), chosen as materialized (
@@ -101,42 +104,38 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   order by page.key{order}
   limit 1
   offset {limit - 1}
-), noted as ({noted}), started as (
-  update clerk_feed.bookmark
-  set used = true
-  where id = (select chosen.id from chosen, noted) and not used
-  returning written_by, at
-), arrived as (
+), {noted}, started as ({STARTED.format(start="(select chosen.id from chosen, full_page)")}), arrived as (
   update clerk_feed.bookmark
   set past = true
   where id = (
     select b.id
     from clerk_feed.bookmark as b
-    where b.store = $1 and b.feed = $2 and not b.incremental and b.at = (
-        select started.written_by
-        from started
-        where not (select shared from noted) and not exists (
-          select
-          from clerk_feed.bookmark as o
-          where o.store = $1 and o.feed = $2 and not o.incremental and o.at = started.at
-            and not o.past and o.written_by <> started.written_by and o.written > now() - interval '1 hour'
-        )
-      )
+    where b.store = $1 and b.feed = $2 and not b.incremental and b.at = ({arrived_at})
       and b.key_family = $4 and not b.past
     order by b.is_end desc, {ordered_key(source, " desc")}, b.used, b.id desc
     limit 1
   )
+), inexact as materialized (
+  select
+    exists (
+      select
+      from b, chosen
+      where b.over = chosen.over and b.late = chosen.late and (b.ambiguous or b.key is distinct from chosen.key)
+    ) as ambiguous,
+    exists (select from b, chosen where b.over = chosen.over and b.late = chosen.late and b.repeated)
+      or (select count(distinct key) from (select key from page order by key{order} limit {limit}) as page) < {limit}
+      as repeated
 ), turned as (
-  insert into clerk_feed.bookmark (walk, store, feed, incremental, written_by, at, key, key_family, is_end)
-  select chosen.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false
-  from chosen, full_page
+  insert into clerk_feed.bookmark
+    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, clash, ambiguous, repeated)
+  select
+    chosen.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous, inexact.repeated
+  from chosen, full_page, inexact
 ), gone_on as (
   update clerk_feed.walk
   set pages = pages + 1, items = items + {limit}, last_page = clock_timestamp(),
-    ambiguous = ambiguous or exists (
-      select from b, chosen where b.over = chosen.over and b.late = chosen.late and b.key is distinct from chosen.key
-    )
-  where id = (select chosen.walk from chosen, noted)
+    ambiguous = ambiguous or (select inexact.ambiguous from inexact)
+  where id = (select chosen.walk from chosen, full_page) and {NOTED}
 )
 select {columns}, key, (select walk from chosen), (select {RANK} from chosen as c)
 from page

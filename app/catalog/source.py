@@ -101,6 +101,8 @@ class Source(msgspec.Struct, frozen=True):
     """Where items stand ready as JSON: the doc's bytes and the id; empty elsewhere."""
     lines_dated: str = ""
     """The same with modified_at as text at the end."""
+    rendered_until: tuple[float, float] | None = None
+    """Where the feed was rendered before: until when, and when its last refresh began, in unix seconds."""
 
     @property
     def rendered(self) -> bool:
@@ -221,7 +223,13 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
     if store.feed(feed).rendered:
         return await _describe_rendered(connection, store, feed)
     relation, columns = await columns_of(connection, store, feed)
-    return build(store.name, feed, relation, columns, lists=await connection.fetchval(_PRUNES))
+    # Without our schema, where `check` looks at a database that nothing has been served from.
+    ours = await connection.fetchrow(_OURS)
+    source = build(store.name, feed, relation, columns, lists=ours["lists"])
+    before = await connection.fetchrow(_RENDERED_UNTIL, store.name, feed) if ours["notes"] else None
+    if before is None or before["refreshed"] is None:
+        return source
+    return msgspec.structs.replace(source, rendered_until=tuple(before))
 
 
 async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Relation, list[Column]]:
@@ -352,7 +360,7 @@ async def key_of_items(connection: Any, table: str) -> Key | None:
 async def _describe_rendered(connection: Any, store: Store, feed: FeedName) -> Source:
     state = await connection.fetchrow(_ITEMS, store.name, feed)
     key = await key_of_items(connection, state["items_table"]) if state and state["items_table"] else None
-    if key is None or state["behind"]:
+    if key is None or state["unrendered"]:
         since = "" if key is None else " since it was served unrendered"
         raise Refusal(
             FEED_NOT_RENDERED,
@@ -442,21 +450,47 @@ async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refus
     )
 
 
-_PRUNES = """
-select exists (
-  select
-  from pg_proc as p
-  join pg_namespace as n on n.oid = p.pronamespace
-  where n.nspname = 'clerk_feed' and p.proname = 'pruned'
-    and has_schema_privilege(n.oid, 'usage') and has_function_privilege(p.oid, 'execute')
-)
+# Whether our schema is there, and may be used.
+_OURS = """
+select
+  exists (
+    select
+    from pg_proc as p
+    where p.pronamespace = n.oid and p.proname = 'pruned' and has_function_privilege(p.oid, 'execute')
+  ) as lists,
+  coalesce(has_table_privilege(to_regclass('clerk_feed.unrendered'), 'select'), false)
+    and coalesce(has_table_privilege(to_regclass('clerk_feed.refresh'), 'select'), false) as notes
+from (values ('clerk_feed')) as our (name)
+left join pg_namespace as n on n.nspname = our.name and has_schema_privilege(n.oid, 'usage')
 """
 
 _CHANGED_SINCE = """s."modified_at" > coalesce(
   (select max(f.stamp) from clerk_feed.refresh as f where f.rendered = {number} and f.visible < {since}), '-infinity'
 )"""
 
-_ITEMS = "select id, items_table, behind from clerk_feed.rendered where store = $1 and feed = $2"
+_ITEMS = """
+select
+  r.id,
+  r.items_table,
+  exists (select from clerk_feed.unrendered as u where u.store = r.store and u.feed = r.feed) as unrendered
+from clerk_feed.rendered as r
+where r.store = $1 and r.feed = $2
+"""
+
+_RENDERED_UNTIL = """
+select
+  extract(epoch from u.since)::float8 as left_behind,
+  (
+    select extract(epoch from f.started)::float8
+    from clerk_feed.refresh as f
+    where f.rendered = r.id and f.outcome = 'done'
+    order by f.id desc
+    limit 1
+  ) as refreshed
+from clerk_feed.unrendered as u
+join clerk_feed.rendered as r on r.store = u.store and r.feed = u.feed
+where u.store = $1 and u.feed = $2
+"""
 
 _RELATION = """
 select

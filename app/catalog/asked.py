@@ -1,0 +1,129 @@
+"""What was asked of a feed last, and whether several importers share it: SQL for the statements that turn pages.
+
+As long as a feed's pages are asked for as one importer asks for them (one behind the other, each perhaps more than
+once, to the end and from the start again), it can be told which of its bookmarks are past. A page out of turn, another
+limit in mid-walk, a start before the end or two pages at the same moment: then importers have met, and for an hour
+nothing becomes past. See bookmarks.py for the rule.
+
+$1 is the store and $2 the feed in all of it.
+"""
+
+HOUR = "interval '1 hour'"
+
+_PATIENCE = "2s"
+"""How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
+
+_OUT_OF_TURN = f"""case
+      when {{offset}} = 0 then not (o.ended or o.written_by = 0 or o.asked < now() - {HOUR})
+      else {{offset}} not in (o.at, o.written_by) or {{limit}} <> o.at - o.written_by
+    end"""
+"""Whether one importer, alone, would not ask for the page at an offset after what was asked last, o."""
+
+_THE_FEED = "o.store = $1 and o.feed = $2 and o.incremental = {incremental}"
+
+CLASHED = f"""exists (
+    select from clerk_feed.bookmark as o where {_THE_FEED} and o.clash and o.written > now() - {HOUR}
+  )"""
+"""Whether two pages of the feed were noted at the same moment within the hour."""
+
+ASKED = f"""
+  select o.pages, o.shared_until > now() or {_OUT_OF_TURN} or {CLASHED} as shared,
+    o.failed_over > now() - {HOUR} as failed_over
+  from clerk_feed.asked as o
+  where {_THE_FEED}
+"""  # noqa: S608 (our own)
+"""How many pages were asked for, whether the feed is shared, if only by whoever asks now, and whether there was a
+failover within the hour."""
+
+NOTE = f"""free as materialized (
+  -- Nobody waits for another page here: whose row is locked has company.
+  select
+  from clerk_feed.asked as o
+  where {_THE_FEED} and (select set_config('lock_timeout', '{_PATIENCE}', true)) is not null
+  for update skip locked
+), noted as (
+  update clerk_feed.asked as o
+  set pages = o.pages + 1, at = {{offset}} + {{limit}}, written_by = {{offset}}, ended = {{ended}},
+    asked = clock_timestamp(), timeline = clerk_feed.timeline(),
+    failed_over = case
+      when o.timeline <> clerk_feed.timeline() and o.asked > now() - {HOUR} then now()
+      else o.failed_over
+    end,
+    shared_until = case
+      when o.pages <> {{pages}} or {_OUT_OF_TURN} then now() + {HOUR}
+      else o.shared_until
+    end
+  where {_THE_FEED} and exists (select from free) and {{where}}
+  returning o.shared_until > now() as shared
+), noted_first as (
+  insert into clerk_feed.asked (store, feed, incremental, at, written_by, ended, shared_until)
+  select $1, $2, {{incremental}}, {{offset}} + {{limit}}, {{offset}}, {{ended}},
+    case
+      when {{offset}} = 0 and not exists (
+        select from clerk_feed.bookmark as o where {_THE_FEED} and o.written > now() - {HOUR}
+      ) then '-infinity'::timestamptz
+      else now() + {HOUR}
+    end
+  where not exists (select from clerk_feed.asked as o where {_THE_FEED}) and {{where}}
+  on conflict do nothing
+  returning shared_until > now() as shared
+), said as materialized (
+  select shared from noted union all select shared from noted_first
+)"""  # noqa: S608 (our own)
+"""CTEs that note what is asked, read as `pages` by ASKED; `where` says whether at all."""
+
+SHARED = f"(coalesce((select shared from said), true) or {CLASHED})"  # noqa: S608 (our own)
+"""Behind NOTE: whether the feed is shared."""
+
+CLASH = "not exists (select from said)"
+"""Behind NOTE: whether another page was being noted at the same moment."""
+
+NOTED = "(select count(*) from said) >= 0"
+"""Behind NOTE: true, and what comes with it waits for it."""
+
+STARTED = """
+  update clerk_feed.bookmark as s
+  set used = true, touched = clock_timestamp()
+  from (select o.id, o.used from clerk_feed.bookmark as o where o.id = {start} for update skip locked) as o
+  where s.id = o.id
+  returning s.id, s.written_by, s.at, o.used as again
+"""
+"""A page begins from a bookmark; `again` where one had before."""
+
+ARRIVED_AT = f"""
+    select started.written_by
+    from started
+    where not started.again and not {{shared}} and not exists (
+      select
+      from clerk_feed.bookmark as o
+      where {_THE_FEED} and o.at = started.at and not o.past and o.id <> started.id
+    )
+"""  # noqa: S608 (our own)
+"""The offset of the page that is known to have arrived: it wrote what another page begins from for the first time.
+
+Where there are several to begin from, whose page has arrived can't be told.
+"""
+
+LOST = f"""
+  select
+  from clerk_feed.bookmark as o
+  where {_THE_FEED} and o.at <= {{offset}} and not o.past
+    and o.timeline <> clerk_feed.timeline() and o.written > now() - {HOUR}
+"""  # noqa: S608 (our own)
+"""Bookmarks of before a failover that walks may have gone on from, as far as the offset."""
+
+TOLD = f"""
+update clerk_feed.bookmark
+set past = true
+where id in (
+  select distinct on (o.at) o.id
+  from clerk_feed.bookmark as o
+  where {_THE_FEED} and o.at in ($4, $4 - $5::int8, $4 - 2 * $5) and not o.past
+    and o.timeline <> clerk_feed.timeline()
+  order by o.at, o.id
+)
+"""  # noqa: S608 (our own)
+"""An importer has been told that its walk is lost: nobody need wait for it any more.
+
+The last bookmarks it was given may not have come through the failover.
+"""
