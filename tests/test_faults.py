@@ -709,6 +709,31 @@ def test_a_stream_that_outlasts_shutdown_timeout_is_cut_off_visibly(
     assert service.events("Failed") == []
 
 
+@pytest.mark.parametrize("limit", [10, 200])
+@pytest.mark.parametrize(("table", "status"), [("asked", 200), ("walk", 503)])
+def test_a_row_that_a_frozen_session_holds_stops_no_other_store(
+    database: Database, clerk: FakeClerk, serve: Serve, table: str, status: int, limit: int
+) -> None:
+    """What was asked of a feed is noted without a wait; a walk's record waits for a moment, and holds no connection."""
+    text = base_config(database.dsn, clerk.verify_url, database="pool_size = 4")
+    for store in ("dk", "se"):
+        database.execute(f"create schema {store}")
+        database.execute(PRODUCTS.replace("{s}", store))
+        database.execute(f"insert into {store}.products (id) select generate_series(1, 1000)")
+        text += f'[stores.{store}]\npublic_key = "key-{store}"\n'
+    service = serve(text)
+    for store in ("dk", "se"):
+        for offset in (0, limit):
+            assert service.get(f"/{store}/products?limit={limit}&offset={offset}").status == 200
+    database.execute(f"begin; select from clerk_feed.{table} where store = 'dk' for update")
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(service.get, f"/dk/products?limit={limit}&offset={2 * limit}") for _ in range(4)]
+        assert service.get(f"/se/products?limit={limit}&offset={2 * limit}").status == 200
+        assert {one.result().status for one in asked} == {status}
+    database.execute("rollback")
+    assert ids(service.get(f"/dk/products?limit={limit}&offset={2 * limit}").lines)[0] == 2 * limit + 1
+
+
 @contextmanager
 def away(database: Database, by: str) -> Iterator[None]:
     """The table of bookmarks can't be used for a while."""
