@@ -376,3 +376,29 @@ def test_a_feed_of_pages_larger_than_a_chunk_streams_and_arrives_whole(catalog: 
     assert answer.headers["Transfer-Encoding"] == "chunked"
     assert [item["id"] for item in answer.lines] == list(range(1, 251))
     assert catalog.get("products?limit=250&offset=250").body == b""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "value"),
+    [
+        ("int", "text using 'a\"b'", 'a"b'),
+        ("int", "bigint using 5000000000", 5_000_000_000),
+        ("int", "numeric using 1.5", 1.5),
+        ("numeric", "text using 'NaN'", "NaN"),
+        ("numeric", "jsonb using '{}'", {}),
+        ("bool", "int using 7", 7),
+        ("int[]", "text[] using '{a}'", ["a"]),
+        ("int[]", "text using '{a}'", "{a}"),
+        ("real", "text using 'Infinity'", "Infinity"),
+        ("timestamptz", "text using 'later'", "later"),
+    ],
+)
+def test_a_column_that_becomes_another_type_is_served_as_that_at_once(
+    catalog: Shop, before: str, after: str, value: object
+) -> None:
+    """Not only when the table is described anew."""
+    catalog.execute(f"alter table {{s}}.products add column x {before}")
+    catalog.execute("insert into {s}.products (id) select generate_series(1, 5)")
+    assert len(catalog.items("products?limit=5&offset=0")) == 5
+    catalog.execute(f"alter table {{s}}.products alter column x type {after}")
+    assert [item["x"] for item in catalog.items("products?limit=5&offset=0")] == [value] * 5

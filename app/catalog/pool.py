@@ -300,8 +300,6 @@ async def _prepare_codecs(connection: Any) -> None:
     # As text a real 4.8 is not 4.800000190734863, and a numeric keeps its digits.
     await codec("float4", msgspec.Raw, "text")
     await codec("numeric", msgspec.Raw, "text")
-    # Several attributes as one piece of JSON, see app/catalog/source.py.
-    await codec("bpchar", msgspec.Raw, "binary")
     await codec("json", _json, "binary")
     await codec("jsonb", _jsonb, "binary")
     await codec("timestamptz", _seconds, "tuple")

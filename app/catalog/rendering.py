@@ -8,22 +8,29 @@ rounded down, line breaks between the tokens of the shop's own json become space
 CPU) and beside JSON_OBJECT (a quarter less); json_strip_nulls would reach into the shop's own json.
 """
 
+import json
+
 import msgspec
 
-from app.catalog.columns import (
+from app.catalog.source import (
     FLOATS,
     JSONS,
     TIMES,
     Column,
+    Key,
     Relation,
     attributes_of,
+    build,
+    expression,
     finite,
+    key_of,
     quoted,
     valid_conditions,
 )
-from app.catalog.json_text import concatenated, literal, name_text, value_text
-from app.catalog.source import Key, build, key_of
 from app.protocol.feeds import REQUIRED, FeedName
+
+_MOST_ARGUMENTS = 90
+"""PostgreSQL's functions take 100."""
 
 
 class Rendering(msgspec.Struct, frozen=True):
@@ -63,17 +70,62 @@ def _object(relation: Relation, columns: list[Column], required: tuple[str, ...]
     arguments: list[str] = []
     constant = "{"
     for column in columns:
-        name = ("," if column.name != "id" else "") + name_text(column.name)
+        name = ("," if column.name != "id" else "") + json.dumps(column.name, ensure_ascii=False) + ":"
         if column.name in required:
-            arguments += [literal(constant + name), value_text(relation, column, required=True)]
+            arguments += [_literal(constant + name), _value(relation, column, required=True)]
             constant = ""
         else:
             if constant:
-                arguments.append(literal(constant))
+                arguments.append(_literal(constant))
                 constant = ""
-            arguments.append(f"{literal(name)} || {value_text(relation, column, required=False)}")
-    arguments.append(literal(constant + "}"))
-    return concatenated(arguments)
+            arguments.append(f"{_literal(name)} || {_value(relation, column, required=False)}")
+    arguments.append(_literal(constant + "}"))
+    while len(arguments) > _MOST_ARGUMENTS:
+        first, arguments = arguments[:_MOST_ARGUMENTS], arguments[_MOST_ARGUMENTS:]
+        arguments.insert(0, f"concat({', '.join(first)})")
+    return f"concat({', '.join(arguments)})"
+
+
+def _value(relation: Relation, column: Column, *, required: bool) -> str:
+    """A column's value as text of JSON; NULL where the attribute is left out."""
+    value = expression(relation, column)
+    if column.is_array:
+        return _list(column, value)
+    if column.type in JSONS:
+        text = f"({value})::text"
+        if column.type == "json":
+            text = f"replace(replace({text}, E'\\n', ' '), E'\\r', ' ')"
+        return text if required else f"case when {column.type}_typeof({value}) <> 'null' then {text} end"
+    if column.type in FLOATS:
+        return f"({value})::text" if required else f"case when {finite(value)} then ({value})::text end"
+    if column.type in TIMES or column.type in ("int2", "int4", "int8", "bool"):
+        return f"({value})::text"
+    return f"to_json({value})::text"
+
+
+def _list(column: Column, value: str) -> str:
+    depth = f"array_ndims({value})"
+    if column.type in JSONS:
+        return _pruned(f"array_to_json({value})", value, "json")
+    if column.type in TIMES:
+        kind = "date" if column.type == "date" else "time"
+        return _pruned(f"array_to_json({value}::text[])", value, kind)
+    kept, kind = f"array_remove({value}, null)", "other"
+    if column.type in FLOATS:
+        kind = "number"
+        for none in ("NaN", "Infinity", "-Infinity"):
+            kept = f"array_remove({kept}, '{none}')"
+    # array_remove refuses arrays of several dimensions.
+    return (
+        f"case when {depth} > 1 then clerk_feed.pruned(array_to_json({value}), {depth}, '{kind}')"
+        f" else array_to_json({kept})::text end"
+    )
+
+
+def _pruned(list: str, value: str, kind: str) -> str:
+    # An empty array has no dimensions at all.
+    pruned = f"clerk_feed.pruned({list}, array_ndims({value}), '{kind}')"
+    return f"case when cardinality({value}) = 0 then '[]' else {pruned} end"
 
 
 def _faults(columns: list[Column], required: tuple[str, ...]) -> str:
@@ -90,5 +142,9 @@ def _faults(columns: list[Column], required: tuple[str, ...]) -> str:
                 cases.append(f"when not ({finite(name)}) then 'is not a finite number'")
             elif column.type in TIMES:
                 cases.append(f"when not isfinite({name}) then 'is not a finite moment'")
-        reasons.append(f"{literal(column.name)}, case {' '.join(cases)} end")
+        reasons.append(f"{_literal(column.name)}, case {' '.join(cases)} end")
     return f"jsonb_strip_nulls(jsonb_build_object({', '.join(reasons)}))"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

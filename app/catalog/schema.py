@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.columns import quoted
+from app.catalog.source import quoted
 
 SQL_FOLDER = next(
     folder

@@ -66,7 +66,7 @@ class SmallPages:
 def _statement(source: Source, limit: int) -> str:
     """The columns go by number: their names may be anything. One row more is read, to see a repeated id at the edge."""
     family, order = source.key.family, source.key.order
-    count = source.width
+    count = len(source.attributes) + 1
     columns = ", ".join(f"c{number}" for number in range(count))
     behind = f"(select key::{family} from chosen where not is_end)"  # noqa: S608 (our own)
     asked = ASKED.format(incremental="false", offset="$3", limit=limit)

@@ -11,27 +11,10 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.columns import (
-    FLOATS,
-    INTEGERS,
-    JSONS,
-    TEXTS,
-    TIMES,
-    Column,
-    Relation,
-    attributes_of,
-    expression,
-    finite,
-    is_citext,
-    quoted,
-    unusable,
-    valid_conditions,
-)
-from app.catalog.json_text import concatenated, literal, name_text, value_text
 from app.catalog.pool import Patience, Pool
 from app.protocol.feeds import FEEDS, REQUIRED, FeedName
-from app.protocol.problems import FEED_MISSING, FEED_NOT_RENDERED, Refusal
-from app.protocol.wire import ItemEncoder, LineEncoder
+from app.protocol.problems import FEED_MISSING, FEED_NOT_RENDERED, SOURCE_UNUSABLE, Refusal
+from app.protocol.wire import ItemEncoder, LineEncoder, nameable
 from app.settings import Store, relation_parts
 
 _FRESH_SECONDS = 2.0
@@ -56,6 +39,32 @@ CHANGED = (
 """What a statement raises when its relation is no longer the one described."""
 
 
+class Column(msgspec.Struct, frozen=True):
+    """A column of a source: its name and its type, domains resolved to what they are based on."""
+
+    name: str
+    type: str
+    """Name of the base type in pg_type, without brackets: int4, text, my_enum."""
+    shown_type: str
+    type_schema: str
+    kind: str
+    """pg_type.typtype of the base type: b(ase), e(num), c(omposite), r(ange)."""
+    is_array: bool
+    is_domain: bool
+    collation: str | None
+    """Quoted name of the collation, None where the type has none or it is the default."""
+
+
+class Relation(msgspec.Struct, frozen=True):
+    """The schema and the name of a relation, as PostgreSQL spells them."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+
 class Key(msgspec.Struct, frozen=True):
     """The id column as the key that pages walk by."""
 
@@ -78,8 +87,6 @@ class Source(msgspec.Struct, frozen=True):
     relation: Relation
     key: Key
     attributes: tuple[str, ...]
-    width: int
-    """How many values a row has, the plain flag included."""
     origin: str
     """What stands behind FROM; its alias is s."""
     columns: str
@@ -223,10 +230,10 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
     if store.feed(feed).rendered:
         return await _describe_rendered(connection, store, feed)
     relation, columns = await columns_of(connection, store, feed)
-    # Without our schema, where `check` looks at a database that nothing has been served from.
-    ours = await connection.fetchrow(_OURS)
-    source = build(store.name, feed, relation, columns, lists=ours["lists"])
-    before = await connection.fetchrow(_RENDERED_UNTIL, store.name, feed) if ours["notes"] else None
+    source = build(store.name, feed, relation, columns)
+    if not await connection.fetchval(_HAS_NOTES):
+        return source
+    before = await connection.fetchrow(_RENDERED_UNTIL, store.name, feed)
     if before is None or before["refreshed"] is None:
         return source
     return msgspec.structs.replace(source, rendered_until=tuple(before))
@@ -240,7 +247,7 @@ async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Rel
         raise await _missing(connection, relation, feed)
     if not found["readable"]:
         role = await connection.fetchval("select current_user::text")
-        raise unusable(
+        raise _unusable(
             f"The role {role} may not read {relation}.",
             f"grant usage on schema {quoted(relation.schema)} to {quoted(role)};"
             f" grant select on {relation} to {quoted(role)};",
@@ -248,32 +255,25 @@ async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Rel
     return relation, [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
 
 
-def build(store: str, feed: FeedName, relation: Relation, columns: list[Column], *, lists: bool = False) -> Source:
-    """The source of described columns; `lists` says whether PostgreSQL has what it takes to make lists JSON.
-
-    Raises Refusal(SOURCE_UNUSABLE) naming the column and its cure.
-    """
+def build(store: str, feed: FeedName, relation: Relation, columns: list[Column]) -> Source:
+    """The source of described columns. Raises Refusal(SOURCE_UNUSABLE) naming the column and its cure."""
     by_name = {column.name: column for column in columns}
     for name in REQUIRED[feed]:
         if name not in by_name:
-            raise unusable(
+            raise _unusable(
                 f"{relation} has no column {quoted(name)}, which every item of {feed} must have.",
                 f"Add the column {quoted(name)} to {relation}.",
             )
     served = attributes_of(columns)
-    joined = joined_columns(served, REQUIRED[feed], lists=lists)
-    apart = [column for column in served if column not in joined]
-    expressions = [f"{expression(relation, column)} as {quoted(column.name)}" for column in apart]
-    if joined:
-        expressions.append(f"{_joined_text(relation, joined, REQUIRED[feed])} as {quoted(joined[0].name)}")
-    flag = " and ".join(_plain_conditions(apart, REQUIRED[feed]) + valid_conditions(joined, REQUIRED[feed]))
+    expressions = [f"{expression(relation, column)} as {quoted(column.name)}" for column in served]
+    flag = " and ".join(_plain_conditions(served, REQUIRED[feed]))
     select = f"select ({flag}) as plain,\n  " + ",\n  ".join(expressions)
     origin = f"{relation} as s"
     dated = ""
     read = [column.name for column in served]
     if (modified_at := by_name.get("modified_at")) is not None:
         if modified_at.is_array or modified_at.type not in ("timestamptz", "timestamp"):
-            raise unusable(
+            raise _unusable(
                 f'The column "modified_at" of {relation} is of type {modified_at.shown_type}; it must be timestamptz.',
                 'Cast it in the view, e.g. to_timestamp(x) as "modified_at", or leave it out.',
             )
@@ -287,7 +287,6 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column],
         relation=relation,
         key=key_of(relation, by_name["id"]),
         attributes=attributes,
-        width=len(expressions) + 1,
         origin=origin,
         columns=", ".join(f"s.{quoted(name)}" for name in read),
         select=select,
@@ -295,52 +294,18 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column],
         select_dated=dated,
         count=f"select count(*) {valid}",
         count_ids=f'select count(distinct s."id") {valid}',
-        encoder=ItemEncoder([column.name for column in apart], REQUIRED[feed], [column.name for column in joined]),
+        encoder=ItemEncoder(attributes, REQUIRED[feed]),
     )
 
 
-def joined_columns(columns: list[Column], required: tuple[str, ...], *, lists: bool) -> list[Column]:
-    """The columns that PostgreSQL makes one JSON text of, since each value of its own costs Python more than it.
+def attributes_of(columns: list[Column]) -> list[Column]:
+    """The columns that are served, id first.
 
-    The first of them must be a required one: its name is what the text stands behind. Texts are cheaper as they are,
-    and of the shop's own json it must be told which one can't be read.
+    Clerk ignores attributes named otherwise than with letters, digits and underscore. Most are served all the same, so
+    that nothing seems lost; the few that can't be named are left out.
     """
-    joined = [column for column in columns if column.name != "id" and _is_joined(column, lists=lists)]
-    if len(joined) < 2:
-        return []
-    bases = [column for column in joined if column.name in required]
-    bases += [c for c in columns if c.name in required and c.name != "id" and not c.is_array and c.type not in JSONS]
-    return [bases[0], *(column for column in joined if column is not bases[0])] if bases else []
-
-
-def _is_joined(column: Column, *, lists: bool) -> bool:
-    if column.is_array:
-        return lists and column.type not in TIMES | JSONS
-    return column.type_schema == "pg_catalog" and column.type in INTEGERS | FLOATS | TIMES | {"bool"}
-
-
-def _joined_text(relation: Relation, joined: list[Column], required: tuple[str, ...]) -> str:
-    """The SQL of the text; where something required is missing, the names behind an exclamation mark."""
-    pieces: list[str] = []
-    for column in joined:
-        value = value_text(relation, column, required=column.name in required)
-        if not pieces:
-            pieces.append(value)
-        elif column.name in required:
-            pieces += [literal("," + name_text(column.name)), value]
-        else:
-            pieces.append(f"{literal(',' + name_text(column.name))} || {value}")
-    missing = [
-        f"case when not coalesce({' and '.join(valid_conditions([column], required))}, false)"
-        f" then {literal(column.name)} end"
-        for column in joined
-        if column.name in required
-    ]
-    valid = " and ".join(valid_conditions(joined, required))
-    # The pool hands values of this type out as they are, and no column of a shop is selected as one.
-    return (
-        f"(case when {valid} then {concatenated(pieces)} else '!' || concat_ws(',', {', '.join(missing)}) end)::bpchar"
-    )
+    others = [column for column in columns if column.name not in ("id", "modified_at") and nameable(column.name)]
+    return [column for column in columns if column.name == "id"] + others
 
 
 def items_relation(table: str) -> str:
@@ -382,7 +347,6 @@ def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, num
         relation=relation,
         key=key,
         attributes=("id", "doc"),
-        width=3,
         origin=origin,
         columns="",
         select=select,
@@ -399,9 +363,27 @@ def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, num
     )
 
 
+def quoted(identifier: str) -> str:
+    """An identifier as SQL spells it, whatever is in it."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+INTEGERS = {"int2", "int4", "int8"}
+FLOATS = {"float4", "float8", "numeric"}
+TIMES = {"timestamptz", "timestamp", "date"}
+TEXTS = {"text", "varchar", "bpchar", "name", "uuid"}
+JSONS = {"json", "jsonb"}
+_SERVED = INTEGERS | FLOATS | TIMES | TEXTS | JSONS | {"bool"}
+
+
+def is_citext(column: Column) -> bool:
+    """Whether it is the extension's type, which may be in any schema, and that schema in no search_path of ours."""
+    return column.type == "citext" and column.kind == "b"
+
+
 def key_of(relation: Relation, column: Column) -> Key:
     if column.is_array or (column.type not in INTEGERS | TEXTS - {"name"} and not is_citext(column)):
-        raise unusable(
+        raise _unusable(
             f'The column "id" of {relation} is of type {column.shown_type}; it must be of an integer or text type.',
             'Cast it in the view, e.g. x::text as "id", and see that an index serves the cast.',
         )
@@ -413,6 +395,46 @@ def key_of(relation: Relation, column: Column) -> Key:
     if is_citext(column):
         family = f"{quoted(column.type_schema)}.citext"
     return Key(family, f" collate {column.collation}" if column.collation else "")
+
+
+def expression(relation: Relation, column: Column) -> str:
+    """How a column is selected so that its value arrives as it is served."""
+    name = f"s.{quoted(column.name)}"
+    brackets = "[]" if column.is_array else ""
+    if column.kind == "e" or column.type in ("uuid", "bpchar") or is_citext(column):
+        return f"{name}::text{brackets}"
+    if column.type not in _SERVED or column.type_schema != "pg_catalog":
+        raise _unusable(
+            f"The column {quoted(column.name)} of {relation} is of type {column.shown_type}, which has no JSON form.",
+            f"Cast it in the view, e.g. {quoted(column.name)}::text, or leave it out.",
+        )
+    if column.type == "date" and not column.is_array:
+        # Not through timestamp, which ends long before date does.
+        return f"case when isfinite({name}) then ({name} - date '1970-01-01')::int8 * 86400 end"
+    if column.type in TIMES and not column.is_array:
+        # As a double, which is exact to the second far beyond any calendar, and much cheaper than extract's numeric.
+        return f"case when isfinite({name}) then floor(date_part('epoch', {name}))::int8 end"
+    # A domain's array keeps the domain's elements, whose codecs asyncpg does not know.
+    return f"{name}::{column.type}{brackets}" if column.is_domain else name
+
+
+def valid_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
+    """What must hold of a row so that no required attribute is left out of its item."""
+    conditions = []
+    for column in columns:
+        if column.name not in required:
+            continue
+        name = f"s.{quoted(column.name)}"
+        conditions.append(f"{name} is not null")
+        if column.is_array:
+            continue
+        if column.type in JSONS:
+            conditions.append(f"{column.type}_typeof({name}) <> 'null'")
+        elif column.type in FLOATS:
+            conditions.append(finite(name))
+        elif column.type in TIMES:
+            conditions.append(f"isfinite({name})")
+    return conditions
 
 
 def _plain_conditions(columns: list[Column], required: tuple[str, ...]) -> list[str]:
@@ -427,11 +449,20 @@ def _plain_conditions(columns: list[Column], required: tuple[str, ...]) -> list[
     return conditions
 
 
+def finite(name: str) -> str:
+    # To PostgreSQL NaN is the largest number. Comparing costs less than the arithmetic that would tell as well.
+    return f"({name} > '-Infinity' and {name} < 'Infinity') is not false"
+
+
 def _plain_array(column: Column, name: str) -> str:
     if column.type in FLOATS | TIMES | JSONS:
         return f"{name} is null"
     # array_position refuses arrays of several dimensions, so they are sorted out first.
     return f"case when array_ndims({name}) > 1 then false else array_position({name}, null) is null end"
+
+
+def _unusable(detail: str, fix: str) -> Refusal:
+    return Refusal(SOURCE_UNUSABLE, detail, fix=fix)
 
 
 async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refusal:
@@ -450,20 +481,6 @@ async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refus
     )
 
 
-# Whether our schema is there, and may be used.
-_OURS = """
-select
-  exists (
-    select
-    from pg_proc as p
-    where p.pronamespace = n.oid and p.proname = 'pruned' and has_function_privilege(p.oid, 'execute')
-  ) as lists,
-  coalesce(has_table_privilege(to_regclass('clerk_feed.unrendered'), 'select'), false)
-    and coalesce(has_table_privilege(to_regclass('clerk_feed.refresh'), 'select'), false) as notes
-from (values ('clerk_feed')) as our (name)
-left join pg_namespace as n on n.nspname = our.name and has_schema_privilege(n.oid, 'usage')
-"""
-
 _CHANGED_SINCE = """s."modified_at" > coalesce(
   (select max(f.stamp) from clerk_feed.refresh as f where f.rendered = {number} and f.visible < {since}), '-infinity'
 )"""
@@ -475,6 +492,12 @@ select
   exists (select from clerk_feed.unrendered as u where u.store = r.store and u.feed = r.feed) as unrendered
 from clerk_feed.rendered as r
 where r.store = $1 and r.feed = $2
+"""
+
+# `check` may look at a database that nothing has been served from, or as a role that may not.
+_HAS_NOTES = """
+select coalesce(has_table_privilege(to_regclass('clerk_feed.unrendered'), 'select'), false)
+  and coalesce(has_table_privilege(to_regclass('clerk_feed.refresh'), 'select'), false)
 """
 
 _RENDERED_UNTIL = """

@@ -7,9 +7,8 @@ from typing import Any, Literal, get_args
 import asyncpg
 import msgspec
 
-from app.catalog.columns import quoted
 from app.catalog.pool import Pool
-from app.catalog.source import Source
+from app.catalog.source import Source, quoted
 from app.designs.facts import Facts
 
 Pick = Literal["random", "first", "newest", "missing"]

@@ -10,10 +10,9 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.columns import quoted
 from app.catalog.pool import LOST, Pool
 from app.catalog.reader import Reader
-from app.catalog.source import Source, Sources, build, columns_of, relation_of
+from app.catalog.source import Source, Sources, build, columns_of, quoted, relation_of
 from app.diagnosis.certificates import Certificates
 from app.diagnosis.columns import column_findings
 from app.diagnosis.database import Server, server, server_findings, state_findings, unreachable

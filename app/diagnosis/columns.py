@@ -2,8 +2,7 @@
 
 import msgspec
 
-from app.catalog.columns import Column, Relation
-from app.catalog.source import build
+from app.catalog.source import Column, Relation, build
 from app.diagnosis.findings import Finding, error, warning
 from app.protocol.attributes import ATTRIBUTES, TRANSLATED, WORDS, Kind, known_to_clerk
 from app.protocol.feeds import REQUIRED, FeedName

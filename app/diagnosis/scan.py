@@ -20,7 +20,6 @@ from app.diagnosis.items import Attribute, Inspection
 from app.diagnosis.references import CategoryTree, References, categories_in, products_in, subcategories_in
 from app.protocol.feeds import FeedName
 from app.protocol.problems import Refusal
-from app.protocol.wire import LineEncoder
 from app.settings import Store
 
 SAMPLE_ITEMS = 200
@@ -159,11 +158,9 @@ def _decoded(source: Source, items: list[Any], body: bytes, unreadable: dict[str
 
 def _unreadable_in(source: Source, item: Any) -> Iterator[str]:
     """The attributes of an item that can't be decoded."""
-    if isinstance(source.encoder, LineEncoder):
-        return
-    for attribute, value in source.encoder.values(item):
+    for number, attribute in enumerate(source.attributes):
         try:
-            orjson.loads(value)
+            orjson.loads(msgspec.json.encode(getattr(item, f"a{number}")))
         except orjson.JSONDecodeError:
             yield attribute
 

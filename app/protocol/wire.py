@@ -4,15 +4,11 @@ A source's rows arrive as sequences: first a flag, then one value an attribute, 
 attributes. The flag is PostgreSQL's word that the row is plain: nothing required is missing and nothing in it must
 be left out of an array or a number. Plain rows go straight into a generated msgspec Struct, whose omitted defaults
 leave NULL attributes out; the few others are looked at one by one.
-
-Several attributes may come as one value, the last: the JSON of the first, and behind it the others with their names,
-as in `1.5,"stock":3`. Where required ones among them are missing it is their names instead: `!price,categories`.
 """
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import starmap
 from operator import itemgetter
 from typing import Any, cast
@@ -83,15 +79,13 @@ class Lines(msgspec.Struct, frozen=True):
 class ItemEncoder:
     """Encodes the rows of one source. Built once when the source is described."""
 
-    def __init__(self, attributes: Sequence[str], required: Sequence[str], joined: Sequence[str] = ()) -> None:
-        """`attributes` in the order of the rows, after the flag, but for those that are `joined` to one value.
+    def __init__(self, attributes: Sequence[str], required: Sequence[str]) -> None:
+        """`attributes` in the order of the rows, after the flag.
 
         Raises ValueError for a name that JSON would have to escape, see `nameable`.
         """
-        self.joined = tuple(joined)
-        self._attributes = (*attributes, *self.joined[:1])
-        self._required = tuple(required)
-        self._places = {name: self._attributes.index(name) + 1 for name in required if name not in self.joined}
+        self._attributes = tuple(attributes)
+        self._required = tuple((name, self._attributes.index(name) + 1) for name in required)
         fields: list[tuple[str, Any, Any]] = [("plain", bool, True)]
         fields += [(f"a{number}", object, None) for number in range(len(self._attributes))]
         self._item = msgspec.defstruct(
@@ -113,37 +107,13 @@ class ItemEncoder:
         places: list[int] = []
         for place, row in enumerate(rows):
             values = row if row[0] else (True, *map(_cleaned, row[1:]))
-            missing = () if row[0] else self._missing(values)
+            missing = () if row[0] else tuple(n for n, at in self._required if values[at] is None)
             if missing:
                 invalid.append(Invalid(values[1], missing))
                 places.append(place)
             else:
                 valid.append(self._item(*values))
         return Items(valid, invalid, places)
-
-    def _missing(self, values: Sequence[Any]) -> tuple[str, ...]:
-        """The required attributes that a row lacks."""
-        missing = {name for name, place in self._places.items() if values[place] is None}
-        if self.joined and (told := bytes(values[-1])).startswith(b"!"):
-            missing.update(told[1:].decode().split(","))
-        return tuple(name for name in self._required if name in missing)
-
-    def values(self, item: Any) -> Iterator[tuple[str, bytes]]:
-        """An item's attributes, each with its JSON, to find one that can't be read."""
-        apart = self._attributes[: -1 if self.joined else None]
-        for number, name in enumerate(apart):
-            yield name, self._encoder.encode(getattr(item, f"a{number}"))
-        if not self.joined:
-            return
-        text = self._encoder.encode(getattr(item, f"a{len(apart)}")).decode()
-        joined, place = self.joined[0], 0
-        while True:
-            end = _SCANNER.raw_decode(text, place)[1]
-            yield joined, text[place:end].encode()
-            if end == len(text):
-                break
-            joined, place = _SCANNER.raw_decode(text, end + 1)
-            place += 1
 
     def encode(self, items: Iterable[Any] | Lines, format: Format) -> bytes:
         """One chunk: lines in NDJSON; in JSON the inside of an array, without its brackets."""
@@ -179,9 +149,6 @@ def _cleaned(value: Any) -> Any:
         return None
     return value
 
-
-_SCANNER = json.JSONDecoder(parse_int=str, parse_float=str)
-"""Finds where a value ends; the numbers may be too large for anyone."""
 
 _NOT_NUMBERS = {b"NaN", b"Infinity", b"-Infinity"}
 
