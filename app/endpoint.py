@@ -287,7 +287,9 @@ class Answer:
                 self.tally.walk = self._walk.walk
             return Span(since=self._since, mark=self._walk), None, True
         incremental = self._incremental
-        start = await self._catalog.bookmarks.find(source, wanted.offset, wanted.limit or 0, incremental=incremental)
+        start = await self._catalog.bookmarks.find(
+            source, wanted.offset, wanted.limit or 0, incremental=incremental, writes=self.writes
+        )
         if start is None:
             if self._since is None:
                 await self._catalog.guard.require_none_held_back(self.store, source)
@@ -309,10 +311,11 @@ class Answer:
             self._next = reached.key if reached else None
             return
         if not of_walk:
-            if reached is None and not tally.items:
-                # Whoever steps farther than his pages are long would take it for the end, and lose what lies between.
+            if reached is None:
+                # Whoever steps farther than his pages are long, or lost his bookmarks, would take it for the end.
+                found = f"No more than {tally.items}" if tally.items else "Nothing"
                 raise Refusal(
-                    OFFSET_LOST, f"Nothing of {self.feed} of {self.store.name} lies at offset {wanted.offset}."
+                    OFFSET_LOST, f"{found} of {self.feed} of {self.store.name} lies at offset {wanted.offset}."
                 )
             return
         offset, incremental = wanted.offset or 0, self._incremental
@@ -324,7 +327,7 @@ class Answer:
         elif reached is None and self._since is None:
             ambiguous = start is not None and start.ambiguous
             repeated = self._repeated or (start is not None and start.repeated)
-            ending = Ending(tally.walk, items, tally.invalid, ambiguous, repeated)
+            ending = Ending(tally.walk, items, tally.invalid, ambiguous, repeated, paged=offset > 0)
             items = await self._catalog.guard.check(self.store, self._source, ending, writes=self.writes)
         if self.writes:
             final_items = items if reached is None and not again else None
@@ -401,7 +404,7 @@ class Answer:
             # Deltas of rendered items know a change by its refresh: what came after the last one is still to be sent.
             left_behind, refreshed = self._source.rendered_until
             if since <= left_behind:
-                return min(since, refreshed)
+                return min(since, refreshed - self.store.incremental_overlap.seconds)
         return since
 
     @property

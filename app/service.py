@@ -24,7 +24,7 @@ from app.catalog.bookmarks import Bookmarks
 from app.catalog.guard import Guard
 from app.catalog.pool import LOST, Patience, Pool, of_primary
 from app.catalog.reader import Reader
-from app.catalog.rendered import Refresher, connection_for_refresh, leave_behind
+from app.catalog.rendered import Refresher, connection_for_refresh, leave_behind, note_still_served
 from app.catalog.schema import migrate
 from app.catalog.small_pages import MOST_ROWS, SmallPages
 from app.catalog.source import Sources
@@ -35,7 +35,7 @@ from app.endpoint import Catalog, FeedEndpoint
 from app.protocol.feeds import FEEDS, SINGLE_FILE, FeedName
 from app.protocol.problems import BODY_UNEXPECTED, INTERNAL, MEDIA_TYPE, METHOD_NOT_ALLOWED, NOT_FOUND, Refusal
 from app.response import CutOffError
-from app.settings import Settings
+from app.settings import Settings, Store
 from app.status import requests
 from app.status.events import BookmarksSwept, DatabaseAwaited, Emit, Events, Failed, Refused
 from app.status.metrics import Metrics
@@ -44,6 +44,7 @@ from app.status.record import Activity, Record, connection_for_record
 from app.upkeep import Upkeep, worries
 
 _SWEEP_SECONDS = 600.0
+_NOTE_SERVED_SECONDS = 5.0
 _DELETE_SECONDS = 30.0
 """For one call of Clerk's that deletes; nobody waits for it."""
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
@@ -102,6 +103,8 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             stack.push_async_callback(_cancelled, asyncio.create_task(metrics.run()))
         stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run()))
         stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(bookmarks, happened)))
+        serving = asyncio.create_task(_note_served(pool, list(settings.stores.values())))
+        stack.push_async_callback(_cancelled, serving)
 
         def direct() -> Awaitable[Any]:
             return connection_for_refresh(dsn)
@@ -319,6 +322,20 @@ async def _standbys(settings: Settings, emit: Emit, stack: AsyncExitStack) -> Po
                 " Both must name the same database: the primary, and standbys that follow it."
             )
     return pool
+
+
+async def _note_served(pool: Pool, stores: list[Store]) -> None:
+    """Say again and again which feeds are served unrendered; see app/catalog/rendered.py."""
+    try:
+        while True:
+            await asyncio.sleep(_NOTE_SERVED_SECONDS)
+            with suppress(Refusal, asyncpg.PostgresError, *LOST):
+                async with pool.connection() as connection:
+                    await note_still_served(connection, stores)
+    finally:
+        with suppress(Refusal, asyncpg.PostgresError, *LOST):
+            async with pool.connection() as connection:
+                await note_still_served(connection, stores, goes_on=False)
 
 
 async def _sweep(bookmarks: Bookmarks, emit: Emit) -> None:

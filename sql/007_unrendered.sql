@@ -5,6 +5,8 @@ create table clerk_feed.unrendered (
   feed text not null,
   -- When the process began that serves it so.
   since timestamptz not null default now(),
+  -- When it was last seen to serve; null once it has ended.
+  served timestamptz default now(),
   primary key (store, feed)
 );
 

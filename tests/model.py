@@ -89,10 +89,10 @@ class Process:
     """The parts of one service process, wired as app.service wires them. The only place that builds them."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self.pool = pool
         self.events: list[Event] = []
-        self._sources = Sources(pool, _RESUME_SECONDS)
-        self._reader = Reader(pool, self._sources, _DATABASE, self.events.append)
+        self.sources = Sources(pool, _RESUME_SECONDS)
+        self._reader = Reader(pool, self.sources, _DATABASE, self.events.append)
         self._guard = Guard(pool, _RESUME_SECONDS, self.events.append)
         self.begin(Bookmarks)
 
@@ -109,16 +109,16 @@ class Process:
         """Begin an example, with bookmarks of this class."""
         self.events.clear()
         self._ends_by_counting = getattr(bookmarks, "ends_by_counting", False)
-        found = bookmarks(self._pool, _RESUME_SECONDS, self.events.append)
+        found = bookmarks(self.pool, _RESUME_SECONDS, self.events.append)
         # Small pages find their bookmarks themselves, so they would hide what another class does.
         kind = SmallPages if bookmarks is Bookmarks else _NoSmallPages
-        small_pages = kind(self._pool, _RESUME_SECONDS, self.events.append)
+        small_pages = kind(self.pool, _RESUME_SECONDS, self.events.append)
         # Without small pages every page but the first of a walk may have been read ahead.
-        self._ahead = Ahead(self._reader, self._pool, least_rows=1)
-        self._catalog = Catalog(self._sources, self._reader, found, small_pages, self._ahead, self._guard)
+        self._ahead = Ahead(self._reader, self.pool, least_rows=1)
+        self._catalog = Catalog(self.sources, self._reader, found, small_pages, self._ahead, self._guard)
 
     async def page(self, store: Store, wanted: FeedRequest) -> bytes:
-        source = await self._sources.of(store, FEED)
+        source = await self.sources.of(store, FEED)
         answer = Answer(store, source, wanted, self._catalog, self.events.append)
         try:
             page = b"".join([chunk async for chunk in answer.chunks()])
@@ -133,7 +133,7 @@ class Process:
 
     async def close(self) -> None:
         await self._ahead.close()
-        await self._pool.close()
+        await self.pool.close()
 
 
 class _NoSmallPages(SmallPages):

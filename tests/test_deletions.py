@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from app.catalog.rendered import connection_for_refresh
+from app.catalog.rendered import connection_for_refresh, leave_behind
 from app.clerk.api import ClerkApi
 from app.clerk.deletions import Deletions, Pushed, PushError, Retries
 from app.protocol.feeds import FeedName
@@ -488,3 +489,20 @@ def test_a_store_of_the_settings_deletes_only_what_it_may() -> None:
     store = Store(public_key="k", private_key=Secret("p"), feeds=feeds)
     assert [deletes(store, feed) for feed in feeds] == [True, False, False]
     assert not deletes(replace(store, private_key=Secret("")), "products")
+
+
+def test_what_came_back_while_the_feed_was_served_unrendered_is_not_deleted(outbox: Outbox) -> None:
+    outbox.lose(3)  # it vanished, and Clerk was not told yet
+    unrendered = msgspec.structs.replace(outbox.shop.store(), feeds={})
+
+    async def leave() -> None:
+        connection = await connection_for_refresh(outbox.shop.database.dsn)
+        try:
+            await leave_behind(connection, [unrendered])
+        finally:
+            connection.terminate()
+
+    outbox.shop.loop.run(leave())
+    outbox.shop.execute("insert into {s}.products (id) values (3)")
+    outbox.push()
+    assert outbox.deleted == []

@@ -331,6 +331,31 @@ def test_lost_answers_do_not_fool_the_guard(
     assert held_back(sync(catalog, limit, set()))
 
 
+@pytest.mark.parametrize("limit", [50, 150])
+@pytest.mark.parametrize("again", [[0], [0, 150, 300]], ids=["lost", "begun anew"])
+def test_an_answer_lost_leaves_the_measure_of_the_day(catalog: Shop, again: list[int], limit: int) -> None:
+    """Later walks go on from the bookmarks it left, of a walk that has finished; what that came to stays."""
+    fill(catalog, 1, 1000)
+    for offset in again:
+        assert catalog.get(f"products?limit={limit}&offset={offset}").status == 200
+    assert sync(catalog, limit, set()).status == 200
+    for left in (850, 722):
+        catalog.execute("delete from {s}.products where id > $1", left)
+        last = sync(catalog, limit, set())
+    assert held_back(last)
+
+
+def test_items_replaced_in_the_first_walk_do_not_raise_the_measure(catalog: Shop) -> None:
+    fill(catalog, 1, 200)
+    for offset in (0, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    catalog.execute("update {s}.products set id = id + 1000")
+    for offset in range(100, 350, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    days_later(catalog, 10)
+    assert walk(catalog)[-1].status == 200
+
+
 def test_another_importer_does_not_fool_the_guard(catalog: Shop) -> None:
     fill(catalog, 1, 600)
     assert sync(catalog, 300, set()).status == 200

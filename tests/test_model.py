@@ -17,6 +17,7 @@ from app.catalog.standbys import Mark
 from app.protocol.problems import Refusal
 from tests.conftest import Database, Loop
 from tests.model import (
+    FEED,
     Alone,
     AloneWithRetries,
     Disturbances,
@@ -75,7 +76,9 @@ class NoBookmarks(Bookmarks):
 
     ends_by_counting = True
 
-    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+    async def find(
+        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
+    ) -> Bookmark | None:
         return None
 
 
@@ -86,7 +89,9 @@ class Remembered(Bookmarks):
         super().__init__(*parts)
         self._known: dict[tuple[bool, int], Bookmark | None] = {}
 
-    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+    async def find(
+        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
+    ) -> Bookmark | None:
         place = (incremental, offset)
         if self._known.get(place) is None:
             self._known[place] = await super().find(source, offset, limit, incremental=incremental)
@@ -104,7 +109,9 @@ class Downwards(Key, frozen=True):
 class HighestKey(Bookmarks):
     """Of several bookmarks at an offset the one that is furthest on: no item would be sent twice."""
 
-    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+    async def find(
+        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
+    ) -> Bookmark | None:
         downwards = Downwards(source.key.family, f"{source.key.order} desc")
         return await super().find(
             msgspec.structs.replace(source, key=downwards), offset, limit, incremental=incremental
@@ -133,7 +140,9 @@ class NeverPast(Bookmarks):
 class Unnumbered(Bookmarks):
     """A page that was read ahead is good for whoever starts where it starts."""
 
-    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+    async def find(
+        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
+    ) -> Bookmark | None:
         found = await super().find(source, offset, limit, incremental=incremental)
         return found and msgspec.structs.replace(found, newest=0)
 
@@ -287,7 +296,9 @@ def test_a_retry_where_different_limits_meet(scene: Scene) -> None:
 class Unshared(Bookmarks):
     """A feed is never taken for one that several importers read at once."""
 
-    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+    async def find(
+        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
+    ) -> Bookmark | None:
         await self._forget(offset, limit)
         return await super().find(source, offset, limit, incremental=incremental)
 
@@ -329,6 +340,115 @@ def test_after_a_failover_nobody_goes_on_from_the_bookmark_of_another(scene: Sce
     scene.receive(other, 0)
     with pytest.raises(Refusal, match="before the failover"):
         scene.receive(slow, 0)
+
+
+def test_after_a_failover_an_importer_is_told_of_its_own_walk_only(scene: Scene) -> None:
+    slow, other, _ = scene.importers
+    scene.receive(slow, 0)
+    for _ in range(3):
+        scene.receive(other, 0)
+    fail_over(scene.world)
+    scene.drop([5, 6, 7])
+    for _ in range(2):
+        with pytest.raises(Refusal, match="before the failover"):
+            scene.receive(other, 0)
+    scene.abandon(other)
+    scene.receive(other, 0)
+    with pytest.raises(Refusal, match="before the failover"):
+        scene.receive(slow, 0)
+
+
+def test_after_a_failover_one_that_begins_is_not_told_for_another(scene: Scene) -> None:
+    slow, other, _ = scene.importers
+    scene.receive(slow, 0)
+    fail_over(scene.world)
+    scene.drop([5, 6, 7])
+    for _ in range(2):
+        scene.receive(other, 0)
+        with pytest.raises(Refusal, match="before the failover"):
+            scene.receive(other, 0)
+        scene.abandon(other)
+    with pytest.raises(Refusal, match="before the failover"):
+        scene.receive(slow, 0)
+
+
+def test_after_a_failover_a_page_that_was_asked_for_again_counts_from_then(scene: Scene) -> None:
+    slow, other, _ = scene.importers
+    scene.receive(slow, 0)
+    scene.world.let_pass("59 minutes")
+    scene.lose(slow, 0)
+    fail_over(scene.world)
+    scene.drop([5, 6, 7])
+    scene.receive(other, 0)
+    scene.world.let_pass("2 minutes")
+    with pytest.raises(Refusal, match="before the failover"):
+        scene.receive(slow, 0)
+
+
+def test_a_failover_shows_where_the_first_page_after_it_could_not_note_it(scene: Scene) -> None:
+    slow, other, _ = scene.importers
+    scene.receive(slow, 0)
+    fail_over(scene.world)
+    scene.drop([5, 6, 7])
+    scene.world.database.execute("begin; select from clerk_feed.asked for update")
+    try:
+        scene.receive(other, 0)
+        with pytest.raises(Refusal, match="before the failover"):
+            scene.receive(slow, 0)
+    finally:
+        scene.world.database.execute("rollback")
+
+
+def test_a_head_request_tells_nobody(scene: Scene) -> None:
+    (importer, *_) = scene.importers
+    scene.receive(importer, 0)
+    fail_over(scene.world)
+    process = scene.world.processes[0]
+
+    async def find() -> None:
+        source = await process.sources.of(scene.store, FEED)
+        await Bookmarks(process.pool, 1.0, process.events.append).find(
+            source, importer.offset, importer.limit, incremental=False, writes=False
+        )
+
+    with pytest.raises(Refusal, match="before the failover"):
+        scene.world.loop.run(find())
+    assert not scene.world.database.value("select count(*) from clerk_feed.bookmark where past")
+
+
+def test_what_a_lost_answer_leaves_behind_does_not_stay_young(scene: Scene) -> None:
+    """Deltas reach back to it for two hours at most, not to the end of the day."""
+    (alone, *_) = scene.importers
+    alone.incremental = True
+    scene.finish(alone, 0)
+    scene.put([5, 6, 7, 8])
+    scene.lose(alone, 0)
+    alone.sent = []
+    scene.finish(alone, 0)
+    for number in range(30):
+        scene.world.let_pass("10 minutes")
+        scene.put([number])
+        scene.finish(alone, 0)
+    assert len(alone.sent) <= 12
+
+
+def test_a_short_page_found_by_counting_is_no_end(world: World) -> None:
+    """The bookmarks went with a database that was replaced, and an item went meanwhile."""
+
+    class Counted(Scene):
+        counted_pages_are_wrong = False
+
+    scene = Counted(world)
+    scene.shop("ints", first=5, count=20, step=1, undated=False)
+    (importer, *_) = scene.importers
+    importer.stops_short = True
+    for _ in range(5):
+        scene.receive(importer, 0)
+    world.database.execute("truncate clerk_feed.bookmark")
+    scene.drop([5])
+    scene.receive(importer, 0)
+    with pytest.raises(Refusal, match="No more than 1 of customers of ints lies at offset 18"):
+        scene.receive(importer, 0)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])

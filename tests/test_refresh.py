@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from app.catalog.rendered import REFRESH_LOCK, RefreshBusyError, Refresher, connection_for_refresh, leave_behind
 from tests.clerk import FakeClerk, problem
-from tests.conftest import PRODUCTS, Database, Serve, Shop, base_config, eventually
+from tests.conftest import PRODUCTS, Database, Running, Serve, Shop, base_config, eventually
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
 
 __all__ = ["bare", "rendered", "rendered_service"]
@@ -339,6 +340,102 @@ async def with_connection(dsn: str, work: Callable[[Any], Awaitable[str]]) -> st
         return await work(connection)
     finally:
         await connection.close()
+
+
+@dataclass
+class Toggled:
+    """A shop of 50 products, rendered four hours ago, and a service that renders it, or does not."""
+
+    database: Database
+    serve: Serve
+    rendered: str
+    plain: str
+    folder: Path
+
+    def start(self, config: str) -> Running:
+        return self.serve(config)
+
+    def refresh(self) -> None:
+        config = self.folder / "refresh.toml"
+        config.write_text(self.rendered)
+        assert command(config, "refresh", "--store", "dk", "--feed", "products").returncode == 0
+
+    def hours_pass(self, hours: int) -> None:
+        ago = f"- interval '{hours} hours'"
+        moments = ("started", "finished", "stamp", "visible")
+        self.database.execute("update clerk_feed.refresh set " + ", ".join(f"{m} = {m} {ago}" for m in moments))
+        table = self.database.value("select items_table from clerk_feed.rendered")
+        self.database.execute(f"update clerk_feed.{table} set modified_at = modified_at {ago}")
+        self.database.execute(f"update dk.products set modified_at = modified_at {ago}")
+
+
+@pytest.fixture
+def toggled(database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path) -> Toggled:
+    database.execute("create schema dk")
+    database.execute(PRODUCTS.replace("{s}", "dk"))
+    database.execute(
+        "insert into dk.products (id, name, modified_at)"
+        " select i, 'old', now() - interval '1 day' from generate_series(1, 50) as i"
+    )
+    plain = base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n'
+    return Toggled(database, serve, plain + "[stores.dk.feeds.products]\nrendered = true\n", plain, tmp_path)
+
+
+def names_since(service: Running, since: float) -> dict[int, str]:
+    return {item["id"]: item["name"] for item in service.get(f"/dk/products?modified_after={int(since)}").lines}
+
+
+def test_what_was_changed_and_changed_back_while_unrendered_is_in_the_next_delta(toggled: Toggled) -> None:
+    service = toggled.start(toggled.rendered)
+    toggled.refresh()
+    service.stop()
+    toggled.hours_pass(4)
+    service = toggled.start(toggled.plain)
+    toggled.database.execute("update dk.products set name = 'new', modified_at = now() where id = 7")
+    synced = time.time()
+    assert names_since(service, synced - 10)[7] == "new"
+    service.stop()
+    toggled.database.execute("update dk.products set name = 'old', modified_at = now() where id = 7")
+    service = toggled.start(toggled.rendered)
+    toggled.refresh()
+    eventually(lambda: service.get("/dk/products").status == 200)
+    assert names_since(service, synced)[7] == "old"
+
+
+def test_a_transaction_open_across_the_last_refresh_is_in_a_delta_served_unrendered(toggled: Toggled) -> None:
+    service = toggled.start(toggled.rendered)
+    toggled.database.execute("begin")
+    toggled.database.execute("update dk.products set name = 'new', modified_at = now() - interval '30 s' where id = 7")
+    toggled.refresh()
+    toggled.database.execute("commit")
+    toggled.hours_pass(4)
+    synced = time.time() - 900
+    assert names_since(service, synced) == {}
+    service.stop()
+    assert names_since(toggled.start(toggled.plain), synced) == {7: "new"}
+
+
+def test_a_refresh_by_hand_while_the_feed_is_served_unrendered_is_not_the_last_one_needed(toggled: Toggled) -> None:
+    service = toggled.start(toggled.rendered)
+    toggled.refresh()
+    toggled.hours_pass(4)
+    toggled.database.execute(
+        "update dk.products set name = 'new', modified_at = now() - interval '3 hours' where id = 7"
+    )
+    synced = time.time() - 900
+    assert names_since(service, synced) == {}
+    service.stop()
+    service = toggled.start(toggled.plain)
+    toggled.refresh()
+    assert names_since(service, synced) == {7: "new"}
+    toggled.database.execute("insert into dk.products (id) select generate_series(51, 60)")
+    assert len(service.get("/dk/products").lines) == 60
+    service.stop()
+    service = toggled.start(toggled.rendered)
+    problem(service.get("/dk/products"), 503, "feed-not-rendered")
+    toggled.refresh()
+    eventually(lambda: service.get("/dk/products").status == 200)
+    assert len(service.get("/dk/products").lines) == 60
 
 
 def test_a_delta_across_the_end_of_rendering_misses_nothing(database: Database, clerk: FakeClerk, serve: Serve) -> None:

@@ -10,6 +10,10 @@ $1 is the store and $2 the feed in all of it.
 
 HOUR = "interval '1 hour'"
 
+AGE = "greatest({of}.written, least({of}.touched, {of}.written + interval '1 hour'))"
+"""From when the age of a bookmark counts. Asking for a page again keeps it young, but not for ever: one that an answer
+lost long ago has left behind is touched by every walk."""
+
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
 
@@ -28,7 +32,7 @@ CLASHED = f"""exists (
 
 ASKED = f"""
   select o.pages, o.shared_until > now() or {_OUT_OF_TURN} or {CLASHED} as shared,
-    o.failed_over > now() - {HOUR} as failed_over
+    o.failed_over > now() - {HOUR} or (o.timeline <> clerk_feed.timeline() and o.asked > now() - {HOUR}) as failed_over
   from clerk_feed.asked as o
   where {_THE_FEED}
 """  # noqa: S608 (our own)
@@ -108,22 +112,20 @@ LOST = f"""
   select
   from clerk_feed.bookmark as o
   where {_THE_FEED} and o.at <= {{offset}} and not o.past
-    and o.timeline <> clerk_feed.timeline() and o.written > now() - {HOUR}
+    and o.timeline <> clerk_feed.timeline() and {AGE.format(of="o")} > now() - {HOUR}
 """  # noqa: S608 (our own)
 """Bookmarks of before a failover that walks may have gone on from, as far as the offset."""
 
 TOLD = f"""
+with held as (
+  select o.id, o.used
+  from clerk_feed.bookmark as o
+  where {_THE_FEED} and not o.past and o.timeline <> clerk_feed.timeline() and {AGE.format(of="o")} > now() - {HOUR}
+)
 update clerk_feed.bookmark
 set past = true
-where id in (
-  select distinct on (o.at) o.id
-  from clerk_feed.bookmark as o
-  where {_THE_FEED} and o.at in ($4, $4 - $5::int8, $4 - 2 * $5) and not o.past
-    and o.timeline <> clerk_feed.timeline()
-  order by o.at, o.id
-)
+where id in (select held.id from held)
+  and (select count(*) filter (where not held.used) <= 1 and count(*) <= 2 from held)
 """  # noqa: S608 (our own)
-"""An importer has been told that its walk is lost: nobody need wait for it any more.
-
-The last bookmarks it was given may not have come through the failover.
-"""
+"""An importer has been told that its walk is lost, so that nobody need wait for it any more: where the bookmarks of
+before the failover are what one importer holds, the one it would begin from next and perhaps the one before."""

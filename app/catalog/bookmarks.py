@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, HOUR, LOST, NOTE, NOTED, SHARED, STARTED, TOLD
+from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, HOUR, LOST, NOTE, NOTED, SHARED, STARTED, TOLD
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import Position, key_changed
 from app.catalog.source import Source
@@ -93,7 +93,9 @@ class Bookmarks:
         self._resume_seconds = resume_seconds
         self._emit = emit
 
-    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+    async def find(
+        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
+    ) -> Bookmark | None:
         """The bookmark a page at this offset starts from. Raises Refusal when the database stays away."""
         row = await self._patiently(
             lambda connection: connection.fetchrow(
@@ -107,10 +109,10 @@ class Bookmarks:
             )
         )
         if row is None:
-            await self._refuse_other_keys(source, offset, limit, incremental=incremental)
+            await self._refuse_other_keys(source, offset, incremental=incremental, writes=writes)
             return None
         if row["walks_lost"]:
-            raise await self._lost(source, offset, limit, incremental=incremental)
+            raise _walk_lost(source)
         if row["other_order"] is not None:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
             raise key_changed(source.feed, row["other_order"], _order(source, incremental=incremental))
@@ -142,7 +144,7 @@ class Bookmarks:
         )
         return Mark(row["id"], row["started"])
 
-    async def _refuse_other_keys(self, source: Source, offset: int, limit: int, *, incremental: bool) -> None:
+    async def _refuse_other_keys(self, source: Source, offset: int, *, incremental: bool, writes: bool) -> None:
         """There is no bookmark to start from. Raises Refusal where there is one of another type of key.
 
         A page found by counting in the new order would leave out what the walk has not yet sent. So it may be after
@@ -151,15 +153,13 @@ class Bookmarks:
         place = (source.store, source.feed, incremental, offset)
         row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
         if row["failed_over"]:
-            raise await self._lost(source, offset, limit, incremental=incremental)
+            if writes:
+                # Remember that it was told: what it had reached is no bar to the next walk.
+                told = (source.store, source.feed, incremental)
+                await self._patiently(lambda connection: connection.execute(TOLD.format(incremental="$3"), *told))
+            raise _walk_lost(source)
         if row["key_family"] is not None:
             raise key_changed(source.feed, row["key_family"], _order(source, incremental=incremental))
-
-    async def _lost(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Refusal:
-        """Remember that an importer is told that its walk is lost: what it had reached is no bar to the next walk."""
-        place = (source.store, source.feed, incremental, offset, limit)
-        await self._patiently(lambda connection: connection.execute(TOLD.format(incremental="$3"), *place))
-        return Refusal(WALK_LOST, f"Walks of {source.feed} of {source.store} were under way before the failover.")
 
     async def turn(
         self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None, begun: Mark | None = None
@@ -261,6 +261,10 @@ class Bookmarks:
             raise state_unavailable(error, self._emit) from error
 
 
+def _walk_lost(source: Source) -> Refusal:
+    return Refusal(WALK_LOST, f"Walks of {source.feed} of {source.store} were under way before the failover.")
+
+
 def _order(source: Source, *, incremental: bool) -> str:
     """What a walk goes by. An incremental one of a source without modified_at goes by the id alone."""
     return f"{source.order} without modified_at" if incremental and not source.has_modified_at else source.order
@@ -273,7 +277,7 @@ CANDIDATES = f"""
   select *, past and (old or not shared) as over,
     old or past and shared and not bool_or(not past and not old) over () as late
   from (
-    select b.*, greatest(b.written, b.touched) < now() - {HOUR} as old,
+    select b.*, {AGE.format(of="b")} < now() - {HOUR} as old,
       coalesce((select shared from asked), true) as shared
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
@@ -395,20 +399,23 @@ with {
         "$5", "$7"
     )
 }
-), begun as (
-  insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller)
-  select $1, $2, $18, 1, $11, $12, $14, $15, $16 where $10::bigint is null
-  returning id
 ), gone_on as (
-  update clerk_feed.walk
+  -- A walk that has finished stays what it was: the guard measures by it. Its last page may be asked for again.
+  update clerk_feed.walk as w
   set pages = pages + 1, items = items + $11, invalid = invalid + $12, ambiguous = ambiguous or $13,
-    ended = coalesce($14, ended), final_items = coalesce($15, final_items), last_page = clock_timestamp()
-  where id = $10 and {NOTED}
+    ended = coalesce($14::text, ended), final_items = coalesce($15::int8, final_items),
+    last_page = case when w.ended = 'finished' then w.last_page else clock_timestamp() end
+  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null or w.final_items = $15::int8) and {NOTED}
+  returning id
+), begun as (
+  insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller, ambiguous)
+  select $1, $2, $18, 1, $11, $12, $14::text, $15::int8, $16, $13 where not exists (select from gone_on)
+  returning id
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at, is_end, clash, ambiguous, repeated)
 select
-  coalesce($10::bigint, (select id from begun)),
+  coalesce((select id from gone_on), (select id from begun)),
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
@@ -423,10 +430,17 @@ select {SHARED.format(incremental="$3")} as shared
 """
 
 _FINISH = """
-update clerk_feed.walk
-set pages = pages + 1, invalid = invalid + $2, ended = 'finished', final_items = coalesce($3, final_items),
-  last_page = clock_timestamp()
-where id = $1
+with gone_on as (
+  update clerk_feed.walk as w
+  set pages = pages + 1, invalid = invalid + $2, ended = 'finished', final_items = coalesce($3, final_items),
+    last_page = case when w.ended = 'finished' then w.last_page else clock_timestamp() end
+  where id = $1 and (w.ended is distinct from 'finished' or $3::int8 is null or w.final_items = $3)
+  returning id
+)
+insert into clerk_feed.walk (store, feed, incremental, pages, invalid, ended, final_items)
+select w.store, w.feed, w.incremental, 1, $2, 'finished', $3
+from clerk_feed.walk as w
+where w.id = $1 and not exists (select from gone_on)
 """
 
 _ENDED_AT_ONCE = """

@@ -6,6 +6,7 @@ operator says that the shrink is right. The measure is the largest of those that
 several answers that nobody received, each a little smaller, must not drain a shop.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -28,6 +29,8 @@ class Ending(msgspec.Struct, frozen=True):
     ambiguous: bool
     repeated: bool = False
     """Whether one of its pages holds an id twice."""
+    paged: bool = False
+    """Whether it had pages before this one."""
 
 
 class Guard:
@@ -55,7 +58,11 @@ class Guard:
         measure = _measure(last, most, known["accepted"])
         invalid = ending.invalid + (known["invalid"] or 0)
         items = ending.items
-        inexact = ending.repeated or ending.ambiguous or known["ambiguous"] or _grown(items, measure, settings)
+        inexact = ending.repeated or ending.ambiguous or known["ambiguous"]
+        if not inexact and ending.paged and _grown(items, measure, settings):
+            # Other items may have taken the place of those that were sent.
+            with suppress(Refusal):
+                items = min(items, await self._counted(connection, source, ids=False))
         if inexact and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
             # again since the page was read, so it is never more than was sent.
@@ -156,7 +163,7 @@ def shrunk(items: int, invalid: int, measure: int | None, settings: FeedSettings
 def _grown(items: int, measure: int | None, settings: FeedSettings) -> bool:
     """Whether a feed would be so much larger that its size, if it is not true, holds the next walks back."""
     if measure is None:
-        return False
+        return items > settings.shrink_floor
     return items - measure > settings.shrink_floor and items > measure * (1 + settings.shrink_limit)
 
 

@@ -301,7 +301,9 @@ class _Run:
             self._require_enough(preview.items, preview.invalid, most, preview.vanished)
         began, stamp = await connection.fetchrow(_STAMP, state.id)
         await connection.fetchval(f"select setval('{_sequence(state.id)}', 1, false)")
-        if kept == how.key and state.items_table:
+        # A delta of rendered items must hold what was changed, served unrendered, and changed back.
+        left_behind = await connection.fetchval(_WAS_LEFT_BEHIND, store, feed)
+        if kept == how.key and state.items_table and not left_behind:
             table = state.items_table
             counts, items = await self._merged(how, table, stamp)
         else:
@@ -404,6 +406,13 @@ async def leave_behind(connection: Any, stores: Iterable[Store]) -> str:
             await connection.execute(_LEAVE_BEHIND, store.name, unrendered)
         now: str = await connection.fetchval("select now()::text")
         return now
+
+
+async def note_still_served(connection: Any, stores: Iterable[Store], *, goes_on: bool = True) -> None:
+    """Note that feeds are still served from their sources, or, at the end of this process, that they are not by it."""
+    for store in stores:
+        unrendered = [feed for feed in FEEDS if not store.feed(feed).rendered]
+        await connection.execute(_STILL_SERVED, store.name, unrendered, goes_on)
 
 
 async def _registered(connection: Any, store: str, feed: FeedName) -> int:
@@ -521,14 +530,25 @@ insert into clerk_feed.unrendered (store, feed)
 select r.store, r.feed
 from clerk_feed.rendered as r
 where r.store = $1 and r.feed = any($2) and r.items_table is not null
-on conflict (store, feed) do update set since = now()
+on conflict (store, feed) do update set since = now(), served = now()
 """
 
-# Whoever began before that still refreshes what nobody is to serve, until it ends.
+# Whoever began before that still refreshes what nobody is to serve, until it ends. A command may come at any time: what
+# is changed after it, and served unrendered, would be missing from what it has rendered.
 _IS_RENDERED = """
 delete from clerk_feed.unrendered
-where store = $1 and feed = $2 and since <= coalesce($3::text::timestamptz, 'infinity')
+where store = $1 and feed = $2
+  and case
+    when $3::text is null then coalesce(served < now() - interval '15 seconds', true)
+    else since <= $3::text::timestamptz
+  end
 """
+
+_STILL_SERVED = """
+update clerk_feed.unrendered set served = case when $3 then now() end where store = $1 and feed = any($2)
+"""
+
+_WAS_LEFT_BEHIND = "select exists (select from clerk_feed.unrendered where store = $1 and feed = $2)"
 
 _TRIED = """
 select exists (

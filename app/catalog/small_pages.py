@@ -125,17 +125,18 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     exists (select from b, chosen where b.over = chosen.over and b.late = chosen.late and b.repeated)
       or (select count(distinct key) from (select key from page order by key{order} limit {limit}) as page) < {limit}
       as repeated
+), gone_on as (
+  update clerk_feed.walk
+  set pages = pages + 1, items = items + {limit},
+    last_page = case when ended = 'finished' then last_page else clock_timestamp() end,
+    ambiguous = ambiguous or (select inexact.ambiguous from inexact)
+  where id = (select chosen.walk from chosen, full_page) and {NOTED}
 ), turned as (
   insert into clerk_feed.bookmark
     (walk, store, feed, incremental, written_by, at, key, key_family, is_end, clash, ambiguous, repeated)
   select
     chosen.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous, inexact.repeated
   from chosen, full_page, inexact
-), gone_on as (
-  update clerk_feed.walk
-  set pages = pages + 1, items = items + {limit}, last_page = clock_timestamp(),
-    ambiguous = ambiguous or (select inexact.ambiguous from inexact)
-  where id = (select chosen.walk from chosen, full_page) and {NOTED}
 )
 select {columns}, key, (select walk from chosen), (select {RANK} from chosen as c)
 from page

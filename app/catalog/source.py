@@ -506,7 +506,7 @@ select
   (
     select extract(epoch from f.started)::float8
     from clerk_feed.refresh as f
-    where f.rendered = r.id and f.outcome = 'done'
+    where f.rendered = r.id and f.outcome = 'done' and f.started <= u.since
     order by f.id desc
     limit 1
   ) as refreshed

@@ -253,7 +253,13 @@ async def waiting(connection: Any, store: str, feed: FeedName, most: int) -> tup
     return counts["waiting"], counts["again"], [Waiting(**row) for row in rows]
 
 
-_STATE = "select id, items_table from clerk_feed.rendered where store = $1 and feed = $2"
+# What was left behind by serving unrendered says nothing of what is gone; its next refresh does.
+_STATE = """
+select r.id, r.items_table
+from clerk_feed.rendered as r
+where r.store = $1 and r.feed = $2
+  and not exists (select from clerk_feed.unrendered as u where u.store = r.store and u.feed = r.feed)
+"""
 
 _TABLE = "select items_table from clerk_feed.rendered where id = $1"
 
@@ -285,6 +291,7 @@ _STILL_DUE = f"""
 select distinct on (t.item) t.item, t.json_id::text as json_id
 from clerk_feed.tombstone as t
 where t.store = $1 and t.feed = $2 and t.item = any($3::text[]) and {_IS_DUE}
+  and not exists (select from clerk_feed.unrendered as u where u.store = $1 and u.feed = $2)
 """  # noqa: S608 (our own text)
 
 _RETURNED = """
