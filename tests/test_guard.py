@@ -345,6 +345,30 @@ def test_an_answer_lost_leaves_the_measure_of_the_day(catalog: Shop, again: list
     assert held_back(last)
 
 
+def test_after_a_feed_was_mended_to_its_old_size_walks_end_again(catalog: Shop) -> None:
+    """The page asked for twice leaves a bookmark of the finished walk, which the next ones go on from."""
+    fill(catalog, 1, 200)
+    assert sync(catalog, 150, {0}).status == 200
+    catalog.execute("delete from {s}.products where id > 60")
+    assert held_back(sync(catalog, 150, set()))
+    fill(catalog, 61, 200)
+    assert sync(catalog, 150, set()).status == 200
+    assert sync(catalog, 150, set()).status == 200
+
+
+def test_the_walk_that_finished_last_is_the_measure(catalog: Shop) -> None:
+    """Not the one that began last."""
+    fill(catalog, 1, 200)
+    assert catalog.get("products?limit=50&offset=0").status == 200
+    assert catalog.get("products").status == 200
+    fill(catalog, 201, 1000)
+    for offset in range(50, 1050, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    days_later(catalog, 2)
+    catalog.execute("delete from {s}.products where id > 170")
+    assert held_back(walk(catalog)[-1])
+
+
 def test_items_replaced_in_the_first_walk_do_not_raise_the_measure(catalog: Shop) -> None:
     fill(catalog, 1, 200)
     for offset in (0, 50):

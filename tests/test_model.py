@@ -358,6 +358,21 @@ def test_after_a_failover_an_importer_is_told_of_its_own_walk_only(scene: Scene)
         scene.receive(slow, 0)
 
 
+def test_after_a_failover_two_places_at_one_offset_are_not_of_one_importer(scene: Scene) -> None:
+    slow, other, _ = scene.importers
+    scene.receive(slow, 0)
+    scene.finish(other, 0)
+    scene.receive(other, 0)
+    fail_over(scene.world)
+    scene.drop([5, 6, 7])
+    with pytest.raises(Refusal, match="before the failover"):
+        scene.receive(other, 0)
+    scene.abandon(other)
+    scene.receive(other, 0)
+    with pytest.raises(Refusal, match="before the failover"):
+        scene.receive(slow, 0)
+
+
 def test_after_a_failover_one_that_begins_is_not_told_for_another(scene: Scene) -> None:
     slow, other, _ = scene.importers
     scene.receive(slow, 0)

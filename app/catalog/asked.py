@@ -118,14 +118,16 @@ LOST = f"""
 
 TOLD = f"""
 with held as (
-  select o.id, o.used
+  select o.id, o.at, o.used
   from clerk_feed.bookmark as o
   where {_THE_FEED} and not o.past and o.timeline <> clerk_feed.timeline() and {AGE.format(of="o")} > now() - {HOUR}
 )
 update clerk_feed.bookmark
 set past = true
 where id in (select held.id from held)
-  and (select count(*) filter (where not held.used) <= 1 and count(*) <= 2 from held)
+  and (
+    select count(*) filter (where not held.used) <= 1 and count(*) <= 2 and count(distinct held.at) = count(*) from held
+  )
 """  # noqa: S608 (our own)
 """An importer has been told that its walk is lost, so that nobody need wait for it any more: where the bookmarks of
 before the failover are what one importer holds, the one it would begin from next and perhaps the one before."""

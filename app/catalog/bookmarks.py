@@ -400,12 +400,12 @@ with {
     )
 }
 ), gone_on as (
-  -- A walk that has finished stays what it was: the guard measures by it. Its last page may be asked for again.
+  -- A walk that has finished stays what it was: the guard measures by it. Whoever ends one anew gets a row of his own.
   update clerk_feed.walk as w
   set pages = pages + 1, items = items + $11, invalid = invalid + $12, ambiguous = ambiguous or $13,
     ended = coalesce($14::text, ended), final_items = coalesce($15::int8, final_items),
     last_page = case when w.ended = 'finished' then w.last_page else clock_timestamp() end
-  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null or w.final_items = $15::int8) and {NOTED}
+  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null) and {NOTED}
   returning id
 ), begun as (
   insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller, ambiguous)
@@ -434,7 +434,7 @@ with gone_on as (
   update clerk_feed.walk as w
   set pages = pages + 1, invalid = invalid + $2, ended = 'finished', final_items = coalesce($3, final_items),
     last_page = case when w.ended = 'finished' then w.last_page else clock_timestamp() end
-  where id = $1 and (w.ended is distinct from 'finished' or $3::int8 is null or w.final_items = $3)
+  where id = $1 and (w.ended is distinct from 'finished' or $3::int8 is null)
   returning id
 )
 insert into clerk_feed.walk (store, feed, incremental, pages, invalid, ended, final_items)
@@ -462,7 +462,10 @@ with walks as (
   where started < now() - interval '{WALKS_KEPT_DAYS} days'
     -- The guard measures by the last full walk that finished, however long ago that was.
     and id not in (
-      select max(id) from clerk_feed.walk where ended = 'finished' and not incremental group by store, feed
+      select distinct on (store, feed) id
+      from clerk_feed.walk
+      where ended = 'finished' and not incremental
+      order by store, feed, last_page desc, id desc
     )
 )
 delete from clerk_feed.bookmark where written < now() - interval '{KEPT_HOURS} hours'

@@ -177,7 +177,7 @@ _LAST = """
   select final_items, last_page
   from clerk_feed.walk
   where store = $1 and feed = $2 and not incremental and ended = 'finished'
-  order by id desc
+  order by last_page desc, id desc
   limit 1
 """
 
