@@ -96,7 +96,10 @@ class Bookmarks:
     async def find(
         self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
     ) -> Bookmark | None:
-        """The bookmark a page at this offset starts from. Raises Refusal when the database stays away."""
+        """The bookmark a page at this offset starts from; `writes` where telling that a walk is lost may be noted.
+
+        Raises Refusal when the database stays away, and where the walk can't go on.
+        """
         row = await self._patiently(
             lambda connection: connection.fetchrow(
                 _FIND.format(key=ordered_key(source)),
