@@ -12,8 +12,8 @@ HOUR = "interval '1 hour'"
 
 AGE = "greatest({of}.written, least({of}.touched, {of}.written + interval '1 hour'))"
 """From when the age of a bookmark counts: one that a page began from is young for an hour after that, and for two at
-most, since one that an answer lost long ago has left behind is touched by every walk. One that was never touched is young
-for two (least passes over NULL), or it would be older than its equal that another importer's page began from."""
+most, since one that an answer lost long ago has left behind is touched by every walk. One that was never touched is
+young for two (least passes over NULL), or it would be older than its equal that another page began from."""
 
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
