@@ -103,6 +103,10 @@ class Answer:
         return [json.loads(line) for line in self.body.splitlines()]
 
 
+def ids(items: list[dict[str, Any]]) -> list[Any]:
+    return [item["id"] for item in items]
+
+
 @dataclass
 class Running:
     """A service process and how to talk to it."""

@@ -32,6 +32,7 @@ from tests.conftest import (
     Shop,
     base_config,
     eventually,
+    ids,
 )
 from tests.test_http import connect, dechunked, request
 
@@ -138,10 +139,6 @@ def meanwhile(work: Callable[[], Answer]) -> Iterator["Future[Answer]"]:
     """Something done beside the test, which does not end before it."""
     with ThreadPoolExecutor(1) as executor:
         yield executor.submit(work)
-
-
-def ids(items: list[dict[str, Any]]) -> list[Any]:
-    return [item["id"] for item in items]
 
 
 def importer(service: Running, limit: int, feed: str = "products") -> Importer:

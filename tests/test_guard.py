@@ -465,8 +465,7 @@ def test_behind_a_page_held_back_the_end_of_an_earlier_walk_is_none(catalog: Sho
 
 def age(shop: Shop, hours: int) -> None:
     shop.execute(
-        "update clerk_feed.bookmark set written = written - make_interval(hours => $2),"
-        " touched = touched - make_interval(hours => $2) where store = $1",
+        "update clerk_feed.bookmark set written = written - make_interval(hours => $2) where store = $1",
         shop.name,
         hours,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Shop
+from tests.conftest import Shop, ids
 
 
 def people(shop: Shop, ids: str, *, indexed: bool = True, more: str = "") -> None:
@@ -17,10 +17,6 @@ def people(shop: Shop, ids: str, *, indexed: bool = True, more: str = "") -> Non
 
 def reported(shop: Shop, kind: str) -> list[dict[str, Any]]:
     return [event for event in shop.service.events(kind) if event["store"] == shop.name]
-
-
-def ids(items: list[dict[str, Any]]) -> list[Any]:
-    return [item["id"] for item in items]
 
 
 @pytest.mark.parametrize("limit", [5, 1000])

@@ -13,11 +13,7 @@ import pytest
 from app.catalog.pool import of_primary, shuffled
 from loadtests.postgres import Postgres
 from tests.clerk import FakeClerk, problem
-from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, base_config, eventually
-
-
-def ids(items: list[dict[str, Any]]) -> list[int]:
-    return [item["id"] for item in items]
+from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, base_config, eventually, ids
 
 
 def configured(dsn: str, clerk: FakeClerk, *, database: str = "") -> str:
@@ -192,7 +188,7 @@ def test_a_failover_during_a_walk_is_said_and_the_next_walk_is_whole(
     after = serve(configured(pair.standby.dsn, clerk))
     for offset in (100, 200):
         said = problem(after.get(f"/shop/products?limit=100&offset={offset}"), 503, "walk-lost")
-        assert "failover" in said["detail"]
+        assert "failed over" in said["title"]
     whole = [id for offset in range(0, 400, 100) for id in page(after, 100, offset)]
     with closing(Database(loop, pair.standby.dsn)) as promoted:
         assert whole == [row["id"] for row in promoted.fetch("select id from shop.products order by id")]

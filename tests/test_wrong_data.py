@@ -9,11 +9,7 @@ import pytest
 
 from loadtests.memory import memory_of
 from tests.clerk import FakeClerk
-from tests.conftest import Database, Running, Serve, Shop, base_config
-
-
-def ids(items: list[dict[str, Any]]) -> list[Any]:
-    return [item["id"] for item in items]
+from tests.conftest import Database, Running, Serve, Shop, base_config, ids
 
 
 def customers(shop: Shop, columns: str, rows: str) -> None:

@@ -2,24 +2,20 @@
 
 As long as a feed's pages are asked for as one importer asks for them (one behind the other, each perhaps more than
 once, to the end and from the start again), it can be told which of its bookmarks are past. A page out of turn, another
-limit in mid-walk, a start before the end or two pages at the same moment: then importers have met, and for an hour
+limit in mid-walk, a start before the end or two pages at the same moment: then importers have met, and for two hours
 nothing becomes past. See bookmarks.py for the rule.
 
 $1 is the store and $2 the feed in all of it.
 """
 
-HOUR = "interval '1 hour'"
-
-AGE = "greatest({of}.written, least({of}.touched, {of}.written + interval '1 hour'))"
-"""From when the age of a bookmark counts: one that a page began from is young for an hour after that, and for two at
-most, since one that an answer lost long ago has left behind is touched by every walk. One that was never touched is
-young for two (least passes over NULL), or it would be older than its equal that another page began from."""
+YOUNG = "interval '2 hours'"
+"""How long a bookmark is young: as long as an importer may stay at it. What tells of importers counts for as long."""
 
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
 
 _OUT_OF_TURN = f"""case
-      when {{offset}} = 0 then not (o.ended or o.written_by = 0 or o.asked < now() - {HOUR})
+      when {{offset}} = 0 then not (o.ended or o.written_by = 0 or o.asked < now() - {YOUNG})
       else {{offset}} not in (o.at, o.written_by) or {{limit}} <> o.at - o.written_by
     end"""
 """Whether one importer, alone, would not ask for the page at an offset after what was asked last, o."""
@@ -27,18 +23,19 @@ _OUT_OF_TURN = f"""case
 _THE_FEED = "o.store = $1 and o.feed = $2 and o.incremental = {incremental}"
 
 CLASHED = f"""exists (
-    select from clerk_feed.bookmark as o where {_THE_FEED} and o.clash and o.written > now() - {HOUR}
+    select from clerk_feed.bookmark as o where {_THE_FEED} and o.clash and o.written > now() - {YOUNG}
   )"""
-"""Whether two pages of the feed were noted at the same moment within the hour."""
+"""Whether two pages of the feed were noted at the same moment within that time."""
 
 ASKED = f"""
   select o.pages, o.shared_until > now() or {_OUT_OF_TURN} or {CLASHED} as shared,
-    o.failed_over > now() - {HOUR} or (o.timeline <> clerk_feed.timeline() and o.asked > now() - {HOUR}) as failed_over
+    o.failed_over > now() - {YOUNG}
+      or (o.timeline <> clerk_feed.timeline() and o.asked > now() - {YOUNG}) as failed_over
   from clerk_feed.asked as o
   where {_THE_FEED}
 """  # noqa: S608 (our own)
 """How many pages were asked for, whether the feed is shared, if only by whoever asks now, and whether there was a
-failover within the hour."""
+failover within that time."""
 
 NOTE = f"""free as materialized (
   -- Nobody waits for another page here: whose row is locked has company.
@@ -51,11 +48,11 @@ NOTE = f"""free as materialized (
   set pages = o.pages + 1, at = {{offset}} + {{limit}}, written_by = {{offset}}, ended = {{ended}},
     asked = clock_timestamp(), timeline = clerk_feed.timeline(),
     failed_over = case
-      when o.timeline <> clerk_feed.timeline() and o.asked > now() - {HOUR} then now()
+      when o.timeline <> clerk_feed.timeline() and o.asked > now() - {YOUNG} then now()
       else o.failed_over
     end,
     shared_until = case
-      when o.pages <> {{pages}} or {_OUT_OF_TURN} then now() + {HOUR}
+      when o.pages <> {{pages}} or {_OUT_OF_TURN} then now() + {YOUNG}
       else o.shared_until
     end
   where {_THE_FEED} and exists (select from free) and {{where}}
@@ -65,9 +62,9 @@ NOTE = f"""free as materialized (
   select $1, $2, {{incremental}}, {{offset}} + {{limit}}, {{offset}}, {{ended}},
     case
       when {{offset}} = 0 and not exists (
-        select from clerk_feed.bookmark as o where {_THE_FEED} and o.written > now() - {HOUR}
+        select from clerk_feed.bookmark as o where {_THE_FEED} and o.written > now() - {YOUNG}
       ) then '-infinity'::timestamptz
-      else now() + {HOUR}
+      else now() + {YOUNG}
     end
   where not exists (select from clerk_feed.asked as o where {_THE_FEED}) and {{where}}
   on conflict do nothing
@@ -88,7 +85,7 @@ NOTED = "(select count(*) from said) >= 0"
 
 STARTED = """
   update clerk_feed.bookmark as s
-  set used = true, touched = clock_timestamp()
+  set used = true
   from (select o.id, o.used from clerk_feed.bookmark as o where o.id = {start} for update skip locked) as o
   where s.id = o.id
   returning s.id, s.written_by, s.at, o.used as again
@@ -113,7 +110,7 @@ LOST = f"""
   select
   from clerk_feed.bookmark as o
   where {_THE_FEED} and o.at <= {{offset}} and not o.past
-    and o.timeline <> clerk_feed.timeline() and {AGE.format(of="o")} > now() - {HOUR}
+    and o.timeline <> clerk_feed.timeline() and o.written > now() - {YOUNG}
 """  # noqa: S608 (our own)
 """Bookmarks of before a failover that walks may have gone on from, as far as the offset."""
 
@@ -121,7 +118,7 @@ TOLD = f"""
 with held as (
   select o.id, o.at, o.used
   from clerk_feed.bookmark as o
-  where {_THE_FEED} and not o.past and o.timeline <> clerk_feed.timeline() and {AGE.format(of="o")} > now() - {HOUR}
+  where {_THE_FEED} and not o.past and {{left}} and o.written > now() - {YOUNG}
 )
 update clerk_feed.bookmark
 set past = true
@@ -130,5 +127,5 @@ where id in (select held.id from held)
     select count(*) filter (where not held.used) <= 1 and count(*) <= 2 and count(distinct held.at) = count(*) from held
   )
 """  # noqa: S608 (our own)
-"""An importer has been told that its walk is lost, so that nobody need wait for it any more: where the bookmarks of
-before the failover are what one importer holds, the one it would begin from next and perhaps the one before."""
+"""An importer has been told that there is no way on from the bookmarks that are left, so that nobody need wait for it
+any more: where they are what one importer holds, the one it would begin from next and perhaps the one before."""

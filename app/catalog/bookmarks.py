@@ -1,7 +1,7 @@
 """Bookmarks: where the page at an offset begins.
 
 Clerk pages by offset and names no session, so a walk is recognised by the offset it asks for. Of several bookmarks
-at that offset: those not past before those that are, those of the last hour before older ones, and of these the
+at that offset: those not past before those that are, those of the last two hours before older ones, and of these the
 smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out deletes it from the shop.
 
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
@@ -11,8 +11,8 @@ used is chosen first and becomes past last, so that asking again counts as no se
 in the process: another one may have served the page before.
 
 What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
-other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for an
-hour: nothing becomes past, and what is past is chosen like the rest. Items may be sent twice then; none is left out.
+other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for two
+hours: nothing becomes past, and what is past is chosen like the rest. Items may be sent twice then; none is left out.
 See asked.py.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, HOUR, LOST, NOTE, NOTED, SHARED, STARTED, TOLD
+from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED, TOLD, YOUNG
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import Position, key_changed
 from app.catalog.source import Source
@@ -48,7 +48,7 @@ class Bookmark(msgspec.Struct, frozen=True):
     newest: int = 0
     """The id of the bookmark at its offset that was begun last."""
     rank: str = "current"
-    """How good a choice it was: current (of the last hour), old, or past."""
+    """How good a choice it was: current (of the last two hours), old, or past."""
     repeated: bool = False
     """Whether a page before it held an id twice."""
     pages: int | None = None
@@ -100,25 +100,27 @@ class Bookmarks:
 
         Raises Refusal when the database stays away, and where the walk can't go on.
         """
-        row = await self._patiently(
-            lambda connection: connection.fetchrow(
-                _FIND.format(key=ordered_key(source)),
-                source.store,
-                source.feed,
-                incremental,
-                offset,
-                _order(source, incremental=incremental),
-                limit,
-            )
-        )
+        order = _order(source, incremental=incremental)
+        place = (source.store, source.feed, incremental, offset, order, limit)
+        find = _FIND.format(key=ordered_key(source))
+        row = await self._patiently(lambda connection: connection.fetchrow(find, *place))
         if row is None:
-            await self._refuse_other_keys(source, offset, incremental=incremental, writes=writes)
+            row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
+            if row["failed_over"]:
+                await self._told(_FAILED_OVER, place, writes=writes)
+                raise _walk_lost(source)
+            if row["other_order"] is not None:
+                # A page found by counting in the new order would leave out what the walk has not yet sent.
+                await self._told(_OTHER_KEYS, place, writes=writes)
+                raise key_changed(source, row["other_order"], order)
             return None
         if row["walks_lost"]:
             raise _walk_lost(source)
         if row["other_order"] is not None:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
-            raise key_changed(source.feed, row["other_order"], _order(source, incremental=incremental))
+            if row["rank"] == "past":
+                await self._told(_OTHER_KEYS, place, writes=writes)
+            raise key_changed(source, row["other_order"], order)
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
         return Bookmark(
             row["id"],
@@ -147,22 +149,11 @@ class Bookmarks:
         )
         return Mark(row["id"], row["started"])
 
-    async def _refuse_other_keys(self, source: Source, offset: int, *, incremental: bool, writes: bool) -> None:
-        """There is no bookmark to start from. Raises Refusal where there is one of another type of key.
-
-        A page found by counting in the new order would leave out what the walk has not yet sent. So it may be after
-        a failover: there the walk may have had a bookmark here.
-        """
-        place = (source.store, source.feed, incremental, offset)
-        row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
-        if row["failed_over"]:
-            if writes:
-                # Remember that it was told: what it had reached is no bar to the next walk.
-                told = (source.store, source.feed, incremental)
-                await self._patiently(lambda connection: connection.execute(TOLD.format(incremental="$3"), *told))
-            raise _walk_lost(source)
-        if row["key_family"] is not None:
-            raise key_changed(source.feed, row["key_family"], _order(source, incremental=incremental))
+    async def _told(self, left: str, place: tuple[Any, ...], *, writes: bool) -> None:
+        """Whoever asks has come here by what leads nowhere now, and hears of it: it is no bar to the next walk."""
+        if writes:
+            told = TOLD.format(incremental="$3", left=left)
+            await self._patiently(lambda connection: connection.execute(told, *place[:3], place[4]))
 
     async def turn(
         self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None, begun: Mark | None = None
@@ -265,7 +256,19 @@ class Bookmarks:
 
 
 def _walk_lost(source: Source) -> Refusal:
-    return Refusal(WALK_LOST, f"Walks of {source.feed} of {source.store} were under way before the failover.")
+    return Refusal(
+        WALK_LOST,
+        f"Walks of {source.feed} of {source.store} may have been under way before that.",
+        fix=WALK_LOST.fix.replace("STORE", source.store).replace("FEED", source.feed),
+    )
+
+
+async def end_walks(connection: Any, store: str, feed: str) -> int:
+    """Say that no importer is in the middle of a feed, so that none is waited for; how many places they might be at.
+
+    An importer that is there all the same must begin anew: its next page is refused.
+    """
+    return int(await connection.fetchval(_END_WALKS, store, feed))
 
 
 def _order(source: Source, *, incremental: bool) -> str:
@@ -280,7 +283,7 @@ CANDIDATES = f"""
   select *, past and (old or not shared) as over,
     old or past and shared and not bool_or(not past and not old) over () as late
   from (
-    select b.*, {AGE.format(of="b")} < now() - {HOUR} as old,
+    select b.*, b.written < now() - {YOUNG} as old,
       coalesce((select shared from asked), true) as shared
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
@@ -288,8 +291,18 @@ CANDIDATES = f"""
 """  # noqa: S608 (our own)
 """SQL for the bookmarks to choose from, as a page of asked finds them: over goes last, and late behind what is not.
 
-In a shared feed what became past within the hour is as good as what would be chosen without it.
+In a shared feed what became past within two hours is as good as what would be chosen without it.
 """
+
+OTHER_ORDER = f"""
+      o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
+      and o.written > now() - interval '{KEPT_HOURS} hours'
+      and (not o.past or o.written > now() - {YOUNG} and coalesce((select shared from asked), true))
+"""  # noqa: S608 (our own)
+"""SQL for the bookmarks o that lead nowhere any more, because they go by other ids, and that an importer may be at."""
+
+OTHER_IS_NEARER = f"(o.written > now() - {YOUNG} or o.id > (select max(id) from b))"  # noqa: S608 (our own)
+"""Whether such an o may be what whoever asks had, and not one of the bookmarks to choose from."""
 
 
 def ordered_key(source: Source, direction: str = "") -> str:
@@ -310,15 +323,15 @@ where id = $1
 """
 
 _OTHER = f"""
+with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="$6::int8")})
 select
   (
-    select b.key_family
-    from clerk_feed.bookmark as b
-    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and not b.past
-      and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
-    order by b.written desc
+    select o.key_family
+    from clerk_feed.bookmark as o
+    where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = $4 and {OTHER_ORDER.format(family="$5")}
+    order by o.id desc
     limit 1
-  ) as key_family,
+  ) as other_order,
   exists (
     select
     from clerk_feed.bookmark as b
@@ -326,6 +339,23 @@ select
       and b.written > now() - interval '{KEPT_HOURS} hours'
   ) as failed_over
 """  # noqa: S608 (a number of ours)
+
+_FAILED_OVER = "o.timeline <> clerk_feed.timeline() and $4::text is not null"
+_OTHER_KEYS = "o.timeline = clerk_feed.timeline() and o.key_family <> $4"
+
+# As a failover leaves them: they lead nowhere.
+_END_WALKS = """
+with waited_for as (
+  select b.id from clerk_feed.bookmark as b where b.store = $1 and b.feed = $2 and not b.past
+), alone as (
+  update clerk_feed.asked
+  set ended = true, shared_until = '-infinity', failed_over = null
+  where store = $1 and feed = $2
+), ended as (
+  update clerk_feed.bookmark set past = true, clash = false, timeline = 'ended' where store = $1 and feed = $2
+)
+select count(*) from waited_for
+"""
 
 _NEWEST_WALK = """
 select id, started::text as started
@@ -356,9 +386,8 @@ select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists
   (
     select o.key_family
     from clerk_feed.bookmark as o
-    where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = $4 and o.key_family <> $5 and not o.past
-      and o.id > (select max(id) from b) and o.timeline = clerk_feed.timeline()
-      and o.written > now() - interval '{KEPT_HOURS} hours'
+    where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = $4
+      and {OTHER_ORDER.format(family="$5")} and {OTHER_IS_NEARER}
     order by o.id desc
     limit 1
   ) as other_order

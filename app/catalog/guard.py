@@ -62,11 +62,12 @@ class Guard:
         if not inexact and ending.paged and _grown(items, measure, settings):
             # Other items may have taken the place of those that were sent.
             with suppress(Refusal):
-                items = min(items, await self._counted(connection, source, ids=False))
+                items = min(items, await self._counted(connection, source, source.count_rows))
         if inexact and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
             # again since the page was read, so it is never more than was sent.
-            items = min(items, await self._counted(connection, source, ids=ending.repeated))
+            counting = source.count_ids if ending.repeated else source.count
+            items = min(items, await self._counted(connection, source, counting))
         if not shrunk(items, invalid, measure, settings):
             return items
         if measure is None:
@@ -101,9 +102,9 @@ class Guard:
         self._emit(WalkHeldBack(store=store.name, feed=feed, walk=None, items=0, last=most or last))
         raise _held_back(store, feed, f"{feed} of {store.name} has no relation any more; {_before(last, most)}.")
 
-    async def _counted(self, connection: Any, source: Source, *, ids: bool) -> int:
+    async def _counted(self, connection: Any, source: Source, counting: str) -> int:
         try:
-            return int(await connection.fetchval(source.count_ids if ids else source.count))
+            return int(await connection.fetchval(counting))
         except asyncpg.PostgresError as error:
             raise Refusal(
                 SOURCE_FAILED,

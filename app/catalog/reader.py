@@ -158,7 +158,7 @@ class Reader:
                 source = await self._sources.again(store, source.feed)
                 if source.key != key and parts[0].after is not None:
                     # The order is another one: whatever lies before this place there would be lost.
-                    raise key_changed(source.feed, f"{key.kind} of {source.relation}", source.order) from error
+                    raise key_changed(source, f"{key.kind} of {source.relation}", source.order) from error
                 if span.since is not None and not source.has_modified_at:
                     raise self._failed(source, parts[0], error) from error
             except LOST as error:
@@ -354,8 +354,12 @@ class Reader:
         )
 
 
-def key_changed(feed: str, before: str, now: str) -> Refusal:
-    return Refusal(KEY_CHANGED, f"The walk of {feed} went by the id as {before}; now it is {now}.")
+def key_changed(source: Source, before: str, now: str) -> Refusal:
+    return Refusal(
+        KEY_CHANGED,
+        f"The walk of {source.feed} went by the id as {before}; now it is {now}.",
+        fix=KEY_CHANGED.fix.replace("STORE", source.store).replace("FEED", source.feed),
+    )
 
 
 class LeasedCursor:

@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 
 from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED
-from app.catalog.bookmarks import CANDIDATES, RANK, ordered_key
+from app.catalog.bookmarks import CANDIDATES, OTHER_IS_NEARER, OTHER_ORDER, RANK, ordered_key
 from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool, state_unavailable
@@ -90,8 +90,8 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   where not exists (
     select
     from clerk_feed.bookmark as o
-    where o.store = $1 and o.feed = $2 and not o.incremental and o.at = $3 and o.key_family <> $4 and not o.past
-      and o.id > (select max(id) from b)
+    where o.store = $1 and o.feed = $2 and not o.incremental and o.at = $3
+      and {OTHER_ORDER.format(family="$4")} and {OTHER_IS_NEARER}
   ) and case when (select failed_over from asked) then not exists ({lost}) else true end
   order by b.over, b.late, b.is_end, {ordered_key(source)}, b.used desc, b.id
   limit 1

@@ -99,6 +99,8 @@ class Source(msgspec.Struct, frozen=True):
     """The same with modified_at as text at the end; empty where the source has no modified_at."""
     count: str
     """SQL that counts the rows of valid items."""
+    count_rows: str
+    """SQL that counts all rows with an id, which works out none of a view's other columns."""
     count_ids: str
     """SQL that counts the valid items, however often they are repeated."""
     encoder: ItemEncoder | LineEncoder
@@ -293,6 +295,7 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         select_key=f'{select},\n  s."id" as key',
         select_dated=dated,
         count=f"select count(*) {valid}",
+        count_rows=f'select count(s."id") from {origin}',  # noqa: S608 (quoted)
         count_ids=f'select count(distinct s."id") {valid}',
         encoder=ItemEncoder(attributes, REQUIRED[feed]),
     )
@@ -353,6 +356,7 @@ def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, num
         select_key=f'{select}, s."id" as key',
         select_dated=f'{select}, s."modified_at"::text as modified_at_key',
         count=f"select count(*) from {origin}",  # noqa: S608 (quoted)
+        count_rows=f'select count(s."id") from {origin}',  # noqa: S608 (quoted)
         count_ids=f"select count(*) from {origin}",  # noqa: S608 (quoted)
         encoder=LineEncoder(),
         # What was stamped after the last refresh that could be seen before then.

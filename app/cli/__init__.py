@@ -13,6 +13,7 @@ COMMANDS = (
     "deletions",
     "demo",
     "design",
+    "end-walks",
     "init",
     "probe",
     "refresh",

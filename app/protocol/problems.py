@@ -248,7 +248,9 @@ KEY_CHANGED = Problem(
     "key-changed",
     "The relation of this feed, the type of its id, or whether it has a modified_at changed during a walk: there is no"
     " way on from an old id.",
-    "Start the sync again: a walk that begins at offset 0 goes by the new ids.",
+    "Start the sync again: a walk that begins at offset 0 goes by the new ids. It is refused like this for up to two"
+    " hours where another one may still be at the old ids; if no sync is under way: clerk-feed end-walks --store STORE"
+    " --feed FEED",
 )
 STANDBY_BEHIND = Problem(
     503,
@@ -260,8 +262,9 @@ STANDBY_BEHIND = Problem(
 WALK_LOST = Problem(
     503,
     "walk-lost",
-    "The database was failed over during this sync, and how far the sync had come may be lost.",
-    "Start the sync again: a walk that begins at offset 0 is whole. Nothing is guessed, since that could lose items.",
+    "How far this sync had come may be lost: the database was failed over, or its walks were ended by command.",
+    "Start the sync again: a walk that begins at offset 0 is whole. It is refused like this for up to two hours where"
+    " another one may have been under way at the failover; if none was: clerk-feed end-walks --store STORE --feed FEED",
 )
 BUSY = Problem(
     503,

@@ -154,7 +154,7 @@ _COUNTERS: Mapping[str, tuple[str, Labels]] = {
     "cut_off": ("Answers that ended before their end, visibly for the client.", _FEED),
     "resumed": ("Readings that went on after the database had gone away.", _FEED),
     "offsets": (
-        "Pages by how their offset was found: a current, old (over an hour) or past bookmark, or counted rows.",
+        "Pages by how their offset was found: a current, old (over two hours) or past bookmark, or counted rows.",
         (*_FEED, "found"),
     ),
     "walks": ("Walks that came to their end.", (*_FEED, "kind", "outcome")),
