@@ -401,18 +401,20 @@ async def leave_behind(connection: Any, stores: Iterable[Store]) -> str:
     Answers when this was by the database's clock.
     """
     async with connection.transaction():
-        for store in stores:
-            unrendered = [feed for feed in FEEDS if not store.feed(feed).rendered]
-            await connection.execute(_LEAVE_BEHIND, store.name, unrendered)
+        await connection.execute(_LEAVE_BEHIND, *_from_sources(stores))
         now: str = await connection.fetchval("select now()::text")
         return now
 
 
 async def note_still_served(connection: Any, stores: Iterable[Store], *, goes_on: bool = True) -> None:
     """Note that feeds are still served from their sources, or, at the end of this process, that they are not by it."""
-    for store in stores:
-        unrendered = [feed for feed in FEEDS if not store.feed(feed).rendered]
-        await connection.execute(_STILL_SERVED, store.name, unrendered, goes_on)
+    await connection.execute(_STILL_SERVED, *_from_sources(stores), goes_on)
+
+
+def _from_sources(stores: Iterable[Store]) -> tuple[list[str], list[str]]:
+    """The feeds that are served from their sources: the store of each, and its name."""
+    found = [(store.name, feed) for store in stores for feed in FEEDS if not store.feed(feed).rendered]
+    return [store for store, _ in found], [feed for _, feed in found]
 
 
 async def _registered(connection: Any, store: str, feed: FeedName) -> int:
@@ -527,9 +529,11 @@ update clerk_feed.rendered set items_table = $2, items = $3, invalid = $4 where 
 
 _LEAVE_BEHIND = """
 insert into clerk_feed.unrendered (store, feed)
-select r.store, r.feed
+select store, feed
 from clerk_feed.rendered as r
-where r.store = $1 and r.feed = any($2) and r.items_table is not null
+join unnest($1::text[], $2::text[]) as f (store, feed) using (store, feed)
+where r.items_table is not null
+order by store, feed -- as other processes do, or they would wait for each other
 on conflict (store, feed) do update set since = now(), served = now()
 """
 
@@ -545,7 +549,10 @@ where store = $1 and feed = $2
 """
 
 _STILL_SERVED = """
-update clerk_feed.unrendered set served = case when $3 then now() end where store = $1 and feed = any($2)
+update clerk_feed.unrendered as u
+set served = case when $3 then now() end
+from unnest($1::text[], $2::text[]) as f (store, feed)
+where u.store = f.store and u.feed = f.feed
 """
 
 _WAS_LEFT_BEHIND = "select exists (select from clerk_feed.unrendered where store = $1 and feed = $2)"
