@@ -287,9 +287,7 @@ class Answer:
                 self.tally.walk = self._walk.walk
             return Span(since=self._since, mark=self._walk), None, True
         incremental = self._incremental
-        start = await self._catalog.bookmarks.find(
-            source, wanted.offset, wanted.limit or 0, incremental=incremental, writes=self.writes
-        )
+        start = await self._catalog.bookmarks.find(source, wanted.offset, wanted.limit or 0, incremental=incremental)
         if start is None:
             if self._since is None:
                 await self._catalog.guard.require_none_held_back(self.store, source)

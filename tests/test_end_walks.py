@@ -28,10 +28,13 @@ def service(config: Path, serve: Serve) -> Running:
     return serve(config.read_text())
 
 
-def end_walks(config: Path, store: str = "dk") -> "subprocess.CompletedProcess[str]":
-    command = ["end-walks", "--config", str(config), "--store", store, "--feed", "customers"]
+def end_walks(config: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "app", *command], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "app", "end-walks", "--config", str(config), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -48,7 +51,7 @@ def test_a_new_type_of_id_need_not_wait_for_the_old_one(config: Path, service: R
         "clerk-feed end-walks --store dk --feed customers"
         in problem(service.get(f"{PAGE}30"), 500, "key-changed")["fix"]
     )
-    done = end_walks(config)
+    done = end_walks(config, "--store", "dk", "--feed", "customers")
     assert done.returncode == 0, done.stderr
     assert "no sync of customers of dk is waited for any more" in done.stdout
     assert walked(service) == [str(id) for id in range(101, 201)]
@@ -63,6 +66,8 @@ def test_nor_does_a_sync_after_a_failover(config: Path, service: Running, databa
     for _ in range(2):
         said = problem(service.get(f"{PAGE}30"), 503, "walk-lost")
     assert "clerk-feed end-walks --store dk --feed customers" in said["fix"]
+    assert "No sync was waited for." in end_walks(config, "--feed", "products").stdout
+    problem(service.get(f"{PAGE}30"), 503, "walk-lost")
     assert end_walks(config).returncode == 0
     assert walked(service) == list(range(101, 201))
 
@@ -77,7 +82,7 @@ def test_a_sync_that_is_under_way_all_the_same_begins_anew(config: Path, service
 
 
 def test_what_it_says_where_there_is_nothing_to_end(config: Path, service: Running) -> None:
-    assert "No sync of customers of dk was waited for." in end_walks(config).stdout
-    unknown = end_walks(config, "se")
+    assert "No sync was waited for." in end_walks(config).stdout
+    unknown = end_walks(config, "--store", "se")
     assert unknown.returncode == 1
     assert "the stores are dk" in unknown.stderr

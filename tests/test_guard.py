@@ -403,6 +403,35 @@ def test_items_replaced_in_mid_walk_do_not_raise_the_measure(catalog: Shop) -> N
     assert walk(catalog)[-1].status == 200
 
 
+@pytest.mark.parametrize("left", [0, 90])
+@pytest.mark.parametrize("before", [0, 100])
+def test_a_feed_that_breaks_behind_the_last_page_of_a_walk_that_grew_does_not_lower_the_measure(
+    catalog: Shop, before: int, left: int
+) -> None:
+    """Its items are at Clerk, whether the walk was its first or a larger one than before."""
+    if before:
+        fill(catalog, 1, before)
+        assert walk(catalog)[-1].status == 200
+    fill(catalog, before + 1, 500)
+    for offset in range(0, 500, 50):
+        assert len(catalog.get(f"products?limit=50&offset={offset}").lines) == 50
+    catalog.execute("delete from {s}.products where id > $1", left)
+    assert catalog.get("products?limit=50&offset=500").body == b""
+    assert held_back(walk(catalog)[-1])
+
+
+def test_a_walk_that_was_sent_items_of_a_feed_that_is_empty_now_does_not_end(catalog: Shop) -> None:
+    """Importers met, so that its offsets may overstate: nothing says how many items were sent."""
+    fill(catalog, 1, 100)
+    for offset in (0, 50, 0, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    catalog.execute("delete from {s}.products where id <= 10")
+    for offset in (0, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    catalog.execute("truncate {s}.products")
+    assert held_back(catalog.get("products?limit=50&offset=100"))
+
+
 def test_head_is_guarded_and_writes_nothing(synced: Shop) -> None:
     synced.execute("delete from {s}.products where id > 40")
     before = history(synced)

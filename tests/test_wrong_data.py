@@ -246,6 +246,39 @@ def test_text_ids_are_walked_in_whatever_order_their_column_has(shop: Shop, coll
     assert walked == ids(shop.items("customers"))
 
 
+@pytest.mark.parametrize("since", ["", "&modified_after=5"])
+@pytest.mark.parametrize("limit", [4, 200])
+def test_a_collation_that_changes_in_mid_walk_is_no_end(shop: Shop, limit: int, since: str) -> None:
+    """No statement fails: the last id in one order has others behind it in another."""
+    if not shop.database.value("select count(*) from pg_collation where collname = 'en_US.utf8'"):
+        pytest.skip("this PostgreSQL has no collation en_US.utf8")
+    shop.execute(
+        "create table {s}.customers (id text collate \"en_US.utf8\" primary key, email text default 'e',"
+        " modified_at timestamptz default now())"
+    )
+    shop.execute(
+        "insert into {s}.customers select 'a' || lpad(n::text, 5, '0') from generate_series(2, $1) as n", limit
+    )
+    shop.execute("insert into {s}.customers values ('z'), ('Z')")
+    query = f"customers?limit={limit}{since}&offset="
+    assert ids(shop.items(f"{query}0"))[-1] == "z"
+    # A view changes in no time, and its description is up to two seconds old.
+    shop.execute("alter table {s}.customers rename to people")
+    shop.execute('create view {s}.customers as select id collate "C" as id, email, modified_at from {s}.people')
+    answer = shop.get(f"{query}{limit}")
+    assert answer.status == 500 or ids(answer.lines) == ["Z"]
+
+
+@pytest.mark.parametrize("type", ["int", "text"])
+def test_rows_without_an_id_stop_no_delta(shop: Shop, type: str) -> None:
+    shop.execute(f"create table {{s}}.customers (id {type}, email text default 'e', modified_at timestamptz)")
+    moments = "now() - 100 * interval '1 s' + n * interval '1 s'"
+    shop.execute(f"insert into {{s}}.customers select n, 'e', {moments} from generate_series(1, 9) as n")
+    shop.execute(f"insert into {{s}}.customers select null, 'e', {moments} from generate_series(4, 9) as n")
+    found = [ids(shop.items(f"customers?limit=3&modified_after=5&offset={offset}")) for offset in (0, 3, 6, 9)]
+    assert [[int(id) for id in page] for page in found] == [[1, 2, 3], [4, 5, 6], [7, 8, 9], []]
+
+
 def test_ids_of_a_nondeterministic_collation_are_walked(shop: Shop) -> None:
     """There 'a' and 'A' may be equal, so that only one of them is an id."""
     try:

@@ -113,19 +113,3 @@ LOST = f"""
     and o.timeline <> clerk_feed.timeline() and o.written > now() - {YOUNG}
 """  # noqa: S608 (our own)
 """Bookmarks of before a failover that walks may have gone on from, as far as the offset."""
-
-TOLD = f"""
-with held as (
-  select o.id, o.at, o.used
-  from clerk_feed.bookmark as o
-  where {_THE_FEED} and not o.past and {{left}} and o.written > now() - {YOUNG}
-)
-update clerk_feed.bookmark
-set past = true
-where id in (select held.id from held)
-  and (
-    select count(*) filter (where not held.used) <= 1 and count(*) <= 2 and count(distinct held.at) = count(*) from held
-  )
-"""  # noqa: S608 (our own)
-"""An importer has been told that there is no way on from the bookmarks that are left, so that nobody need wait for it
-any more: where they are what one importer holds, the one it would begin from next and perhaps the one before."""

@@ -7,7 +7,8 @@ smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
 one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
 begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
-used is chosen first and becomes past last, so that asking again counts as no second arrival. Nothing of this is kept
+used is chosen first and becomes past last, so that asking again counts as no second arrival; it is as young then as the
+youngest of them. Nothing of this is kept
 in the process: another one may have served the page before.
 
 What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED, TOLD, YOUNG
+from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import Position, key_changed
 from app.catalog.source import Source
@@ -93,10 +94,8 @@ class Bookmarks:
         self._resume_seconds = resume_seconds
         self._emit = emit
 
-    async def find(
-        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
-    ) -> Bookmark | None:
-        """The bookmark a page at this offset starts from; `writes` where telling that a walk is lost may be noted.
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+        """The bookmark a page at this offset starts from.
 
         Raises Refusal when the database stays away, and where the walk can't go on.
         """
@@ -107,19 +106,15 @@ class Bookmarks:
         if row is None:
             row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
             if row["failed_over"]:
-                await self._told(_FAILED_OVER, place, writes=writes)
                 raise _walk_lost(source)
             if row["other_order"] is not None:
                 # A page found by counting in the new order would leave out what the walk has not yet sent.
-                await self._told(_OTHER_KEYS, place, writes=writes)
                 raise key_changed(source, row["other_order"], order)
             return None
         if row["walks_lost"]:
             raise _walk_lost(source)
         if row["other_order"] is not None:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
-            if row["rank"] == "past":
-                await self._told(_OTHER_KEYS, place, writes=writes)
             raise key_changed(source, row["other_order"], order)
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
         return Bookmark(
@@ -148,12 +143,6 @@ class Bookmarks:
             lambda connection: connection.fetchrow(_BEGIN, source.store, source.feed, whole, caller)
         )
         return Mark(row["id"], row["started"])
-
-    async def _told(self, left: str, place: tuple[Any, ...], *, writes: bool) -> None:
-        """Whoever asks has come here by what leads nowhere now, and hears of it: it is no bar to the next walk."""
-        if writes:
-            told = TOLD.format(incremental="$3", left=left)
-            await self._patiently(lambda connection: connection.execute(told, *place[:3], place[4]))
 
     async def turn(
         self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None, begun: Mark | None = None
@@ -263,12 +252,14 @@ def _walk_lost(source: Source) -> Refusal:
     )
 
 
-async def end_walks(connection: Any, store: str, feed: str) -> int:
-    """Say that no importer is in the middle of a feed, so that none is waited for; how many places they might be at.
+async def end_walks(connection: Any, stores: list[str], feeds: list[str]) -> list[tuple[str, str]]:
+    """Say that no importer is in the middle of these feeds; the stores and feeds where one was waited for.
 
-    An importer that is there all the same must begin anew: its next page is refused.
+    An importer that is there all the same must begin anew: its next page is refused, unless another one has come as
+    far by then. Then it is taken for that one, and may lose items.
     """
-    return int(await connection.fetchval(_END_WALKS, store, feed))
+    rows = await connection.fetch(_END_WALKS, stores, feeds)
+    return [(row["store"], row["feed"]) for row in rows]
 
 
 def _order(source: Source, *, incremental: bool) -> str:
@@ -293,6 +284,23 @@ CANDIDATES = f"""
 
 In a shared feed what became past within two hours is as good as what would be chosen without it.
 """
+
+ARRIVED = """
+  update clerk_feed.bookmark as b
+  set past = b.past or b.id = gone.id, written = greatest(b.written, gone.written)
+  from (
+    select b.* from clerk_feed.bookmark as b
+"""
+"""SQL that makes a bookmark past, the first of those that are selected behind it, with ARRIVED_OF_EQUALS at its end."""
+
+ARRIVED_OF_EQUALS = """
+    limit 1
+  ) as gone
+  where b.store = gone.store and b.feed = gone.feed and b.incremental = gone.incremental and b.at = gone.at
+    and b.key_family = gone.key_family and not b.past and b.is_end = gone.is_end
+    and b.key is not distinct from gone.key and b.modified_at is not distinct from gone.modified_at
+"""
+"""One of equal key that stays does so for another importer, who may have come to it by the one that goes."""
 
 OTHER_ORDER = f"""
       o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
@@ -340,21 +348,20 @@ select
   ) as failed_over
 """  # noqa: S608 (a number of ours)
 
-_FAILED_OVER = "o.timeline <> clerk_feed.timeline() and $4::text is not null"
-_OTHER_KEYS = "o.timeline = clerk_feed.timeline() and o.key_family <> $4"
-
 # As a failover leaves them: they lead nowhere.
 _END_WALKS = """
 with waited_for as (
-  select b.id from clerk_feed.bookmark as b where b.store = $1 and b.feed = $2 and not b.past
+  select distinct store, feed from clerk_feed.bookmark where store = any($1) and feed = any($2) and not past
 ), alone as (
   update clerk_feed.asked
   set ended = true, shared_until = '-infinity', failed_over = null
-  where store = $1 and feed = $2
+  where store = any($1) and feed = any($2)
 ), ended as (
-  update clerk_feed.bookmark set past = true, clash = false, timeline = 'ended' where store = $1 and feed = $2
+  update clerk_feed.bookmark
+  set past = true, clash = false, timeline = 'ended'
+  where store = any($1) and feed = any($2)
 )
-select count(*) from waited_for
+select store, feed from waited_for order by store, feed
 """
 
 _NEWEST_WALK = """
@@ -395,16 +402,11 @@ from chosen as c
 """  # noqa: S608 (a number of ours)
 
 
-_ARRIVED = """
-update clerk_feed.bookmark
-set past = true
-where id = (
-  select b.id
-  from clerk_feed.bookmark as b
-  where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5 and not b.past
-  order by b.is_end desc, b.modified_at desc nulls last, {key}, b.used, b.id desc
-  limit 1
-)
+_ARRIVED = f"""
+{ARRIVED}
+    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5 and not b.past
+    order by b.is_end desc, b.modified_at desc nulls last, {{key}}, b.used, b.id desc
+    {ARRIVED_OF_EQUALS}
 """
 
 _USE = f"""

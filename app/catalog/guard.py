@@ -60,17 +60,25 @@ class Guard:
         items = ending.items
         inexact = ending.repeated or ending.ambiguous or known["ambiguous"]
         if not inexact and ending.paged and _grown(items, measure, settings):
-            # Other items may have taken the place of those that were sent.
+            # Others may have taken the place of items that were sent, of all of them at most. Where more is gone, the
+            # feed may have broken behind its last page: then the next walk is held against what was sent.
             with suppress(Refusal):
-                items = min(items, await self._counted(connection, source, source.count_rows))
+                counted = await self._counted(connection, source, source.count_rows)
+                if counted >= items / 2:
+                    items = min(items, counted)
+        broken = False
         if inexact and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
             # again since the page was read, so it is never more than was sent.
             counting = source.count_ids if ending.repeated else source.count
-            items = min(items, await self._counted(connection, source, counting))
-        if not shrunk(items, invalid, measure, settings):
+            counted = await self._counted(connection, source, counting)
+            broken = counted == 0 and known["accepted"] is None and shrunk(0, 0, items, settings)
+            items = min(items, counted)
+        if not broken and not shrunk(items, invalid, measure, settings):
             return items
-        if measure is None:
+        if broken:
+            detail = f"{source.feed} of {store.name} is empty now, and this walk has sent items of it."
+        elif measure is None:
             detail = f"{source.feed} of {store.name}: all {invalid} rows lack required attributes."
         else:
             detail = f"{source.feed} of {store.name} would end with {items} items; {_before(last, most)}."

@@ -511,25 +511,27 @@ def _statement(source: Source, part: _Part, limit: int | None) -> tuple[str, lis
     def key(value: str) -> str:
         return f"{argument(_key_argument(source, value))}::{_key_cast(source)}"
 
-    after, order = part.after, 's."modified_at", s."id"'
+    after, id = part.after, source.key.column
+    order = f's."modified_at", {id}'
     present = 's."id" is not null'
     recent = ""
     if part.since is not None:
         recent = source.changed_since.format(since=f"to_timestamp({argument(part.since)}::float8)")
     if after is not None and after.modified_at is not None:
         arguments.clear()
-        where = f'(s."modified_at", s."id") > ({argument(after.modified_at)}::text::timestamptz, {key(after.key)})'
+        place = f"({argument(after.modified_at)}::text::timestamptz, {key(after.key)})"
+        where = f'(s."modified_at", {id}) > {place} and {present}'
     elif part.order == "key":
-        where = f's."id" > {key(after.key)}' if after else present
-        order = 's."id"'
+        where = f"{id} > {key(after.key)}" if after else present
+        order = id
     elif part.order == "undated":
-        where = 's."modified_at" is null and ' + (f's."id" > {key(after.key)}' if after else present)
+        where = 's."modified_at" is null and ' + (f"{id} > {key(after.key)}" if after else present)
     elif part.order == "dated":
         where = f"{recent} and {present}"
     else:
-        undated = 's."modified_at" is null' + (f' and s."id" > {key(after.key)}' if after else "")
+        undated = 's."modified_at" is null' + (f" and {id} > {key(after.key)}" if after else "")
         where = f"({undated} or {recent}) and {present}"
-        order = 's."modified_at" nulls first, s."id"'
+        order = f's."modified_at" nulls first, {id}'
     select = source.select if part.order == "key" else source.select_dated
     if source.lines and part.order in ("key", "dated"):
         select = source.lines_dated if part.dated_key else source.lines

@@ -12,7 +12,15 @@ import asyncpg
 import msgspec
 
 from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED
-from app.catalog.bookmarks import CANDIDATES, OTHER_IS_NEARER, OTHER_ORDER, RANK, ordered_key
+from app.catalog.bookmarks import (
+    ARRIVED,
+    ARRIVED_OF_EQUALS,
+    CANDIDATES,
+    OTHER_IS_NEARER,
+    OTHER_ORDER,
+    RANK,
+    ordered_key,
+)
 from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool, state_unavailable
@@ -83,7 +91,8 @@ def _statement(source: Source, limit: int) -> str:
         pages="(select asked.pages from asked)",
     )
     arrived_at = ARRIVED_AT.format(incremental="false", shared=SHARED.format(incremental="false"))
-    which = f'where s."id" > {behind} order by s."id" limit {limit + 1}'
+    id = source.key.column
+    which = f"where {id} > {behind} order by {id} limit {limit + 1}"
     return f"""
 with asked as materialized ({asked}), b as materialized ({candidates}), chosen as materialized (
   select * from b
@@ -96,7 +105,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   order by b.over, b.late, b.is_end, {ordered_key(source)}, b.used desc, b.id
   limit 1
 ), page ({columns}, key) as materialized (
-  {source.rows(source.select_key, which, 's."id"')}
+  {source.rows(source.select_key, which, id)}
 ), full_page as materialized (
   select page.key::text as key
   from page
@@ -105,16 +114,11 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   limit 1
   offset {limit - 1}
 ), {noted}, started as ({STARTED.format(start="(select chosen.id from chosen, full_page)")}), arrived as (
-  update clerk_feed.bookmark
-  set past = true
-  where id = (
-    select b.id
-    from clerk_feed.bookmark as b
+  {ARRIVED}
     where b.store = $1 and b.feed = $2 and not b.incremental and b.at = ({arrived_at})
       and b.key_family = $4 and not b.past
     order by b.is_end desc, {ordered_key(source, " desc")}, b.used, b.id desc
-    limit 1
-  )
+  {ARRIVED_OF_EQUALS}
 ), inexact as materialized (
   select
     exists (

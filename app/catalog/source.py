@@ -65,6 +65,9 @@ class Relation(msgspec.Struct, frozen=True):
         return f"{quoted(self.schema)}.{quoted(self.name)}"
 
 
+_DEFAULT_ORDER = ' collate "default"'
+
+
 class Key(msgspec.Struct, frozen=True):
     """The id column as the key that pages walk by."""
 
@@ -72,6 +75,16 @@ class Key(msgspec.Struct, frozen=True):
     """int8, text, bpchar, uuid or citext with its schema: what a key given as text is cast to."""
     order: str
     """What to put behind an expression of the family so that it sorts as the column does."""
+
+    @property
+    def column(self) -> str:
+        """The id in SQL, to be compared and sorted by as it was described.
+
+        A statement does not fail when a collation changes, and what lies behind a key in one order is not what lies
+        behind it in another. So the collation is said, the default one too; where it is the column's own still, it
+        costs nothing, and the column's indexes serve it.
+        """
+        return 's."id"' if self.family in ("int8", "uuid") else f's."id"{self.order or _DEFAULT_ORDER}'
 
     @property
     def kind(self) -> str:
@@ -282,17 +295,18 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         dated = f'{select},\n  s."modified_at"::timestamptz::text as modified_at_key'
         read.append("modified_at")
     attributes = tuple(column.name for column in served)
+    key = key_of(relation, by_name["id"])
     valid = f"from {origin} where " + " and ".join(valid_conditions(served, REQUIRED[feed]))
     return Source(
         store=store,
         feed=feed,
         relation=relation,
-        key=key_of(relation, by_name["id"]),
+        key=key,
         attributes=attributes,
         origin=origin,
         columns=", ".join(f"s.{quoted(name)}" for name in read),
         select=select,
-        select_key=f'{select},\n  s."id" as key',
+        select_key=f"{select},\n  {key.column} as key",
         select_dated=dated,
         count=f"select count(*) {valid}",
         count_rows=f'select count(s."id") from {origin}',  # noqa: S608 (quoted)

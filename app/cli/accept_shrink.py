@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 from app.catalog.guard import accept_shrink as accept
-from app.cli.one_feed import config_option, feed_option, say, store_option
+from app.cli.said import config_option, say
+from app.protocol.feeds import FEEDS
 
 
 @click.command("accept-shrink")
 @config_option
-@store_option
-@feed_option
+@click.option("--store", required=True, help="The store's name in feed.toml.")
+@click.option("--feed", required=True, type=click.Choice(FEEDS), help="The feed whose end is held back.")
 def accept_shrink(path: Path, store: str, feed: str) -> None:
     """Let a walk end although its feed has lost many items.
 
@@ -19,7 +20,7 @@ def accept_shrink(path: Path, store: str, feed: str) -> None:
     what is missing. If the items are rightly gone, run this; Clerk's next attempt goes through. A feed that shrinks
     further still is held back again.
     """
-    found = say(path, store, lambda connection: accept(connection, store, feed))
+    found = say(path, store, lambda connection, _: accept(connection, store, feed))
     if found is None:
         raise click.ClickException(f"no walk of {feed} of {store} is held back: there is nothing to accept")
     items, last = found

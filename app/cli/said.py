@@ -1,4 +1,4 @@
-"""What commands share that say something of one feed to the database."""
+"""What commands share that say something of feeds to the database."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,36 +11,37 @@ import click
 
 from app.catalog.embedded import EmbeddedError
 from app.cli.serve import database
-from app.protocol.feeds import FEEDS
 from app.settings import DEFAULT_PATH, SettingsError, load
 
 T = TypeVar("T")
 
+Work = Callable[[Any, list[str]], Awaitable[T]]
+"""What to do with a connection, for stores of these names."""
+
 config_option = click.option(
     "--config", "path", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True
 )
-store_option = click.option("--store", required=True, help="The store's name in feed.toml.")
-feed_option = click.option("--feed", required=True, type=click.Choice(FEEDS), help="The feed it is said of.")
 
 
-def say(path: Path, store: str, work: Callable[[Any], Awaitable[T]]) -> T:
-    """What `work` answers when given a connection. Raises ClickException where it can't be done, saying why."""
+def say(path: Path, store: str | None, work: Work[T]) -> T:
+    """What `work` answers for a store, or for all. Raises ClickException where it can't be done, saying why."""
     try:
         settings = load(path)
-        if store not in settings.stores:
+        if store is not None and store not in settings.stores:
             names = ", ".join(settings.stores)
             raise click.ClickException(f"there is no store {store!r} in {path}; the stores are {names}")
+        stores = list(settings.stores) if store is None else [store]
         with ExitStack() as stack:
-            return asyncio.run(_connected(database(settings, stack), work))
+            return asyncio.run(_connected(database(settings, stack), work, stores))
     except (SettingsError, EmbeddedError) as error:
         raise click.ClickException(str(error)) from None
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise click.ClickException(f"the database could not be asked: {error}") from None
 
 
-async def _connected(dsn: str, work: Callable[[Any], Awaitable[T]]) -> T:
+async def _connected(dsn: str, work: Work[T], stores: list[str]) -> T:
     connection = await asyncpg.connect(dsn, timeout=10)
     try:
-        return await work(connection)
+        return await work(connection, stores)
     finally:
         await connection.close()
