@@ -103,7 +103,7 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             stack.push_async_callback(_cancelled, asyncio.create_task(metrics.run()))
         stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run()))
         stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(bookmarks, happened)))
-        serving = asyncio.create_task(_note_served(pool, list(settings.stores.values())))
+        serving = asyncio.create_task(_note_served(pool, list(settings.stores.values()), began))
         stack.push_async_callback(_cancelled, serving)
 
         def direct() -> Awaitable[Any]:
@@ -324,18 +324,18 @@ async def _standbys(settings: Settings, emit: Emit, stack: AsyncExitStack) -> Po
     return pool
 
 
-async def _note_served(pool: Pool, stores: list[Store]) -> None:
-    """Say again and again which feeds are served unrendered; see app/catalog/rendered.py."""
+async def _note_served(pool: Pool, stores: list[Store], last: str) -> None:
+    """Say again and again which feeds are served unrendered, `last` at the start; see app/catalog/rendered.py."""
     try:
         while True:
             await asyncio.sleep(_NOTE_SERVED_SECONDS)
             with suppress(Refusal, asyncpg.PostgresError, *LOST):
                 async with pool.connection() as connection:
-                    await note_still_served(connection, stores)
+                    last = await note_still_served(connection, stores)
     finally:
         with suppress(Refusal, asyncpg.PostgresError, *LOST):
             async with pool.connection() as connection:
-                await note_still_served(connection, stores, goes_on=False)
+                await note_still_served(connection, stores, ended=last)
 
 
 async def _sweep(bookmarks: Bookmarks, emit: Emit) -> None:

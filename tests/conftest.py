@@ -17,7 +17,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -429,3 +430,22 @@ create table {s}.products (
 );
 create index on {s}.products (modified_at, id)
 """
+
+
+@contextmanager
+def reloaded(loop: Loop, database: Database, table: str) -> Iterator[Callable[[Callable[[], T]], T]]:
+    """A table that is emptied and filled again in one transaction; it ends once what is done meanwhile waits for it."""
+    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
+        other.execute(f"create temp table kept as select * from {table}")
+        other.execute("begin")
+        other.execute(f"truncate {table}")
+        other.execute(f"insert into {table} select * from kept")
+
+        def meanwhile(work: Callable[[], T]) -> T:
+            done = threads.submit(work)
+            waits = "select count(*) from pg_locks where not granted and relation = $1::text::regclass"
+            eventually(lambda: database.value(waits, table) > 0)
+            other.execute("commit")
+            return done.result(60)
+
+        yield meanwhile

@@ -8,6 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,14 @@ import msgspec
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from app.catalog.rendered import connection_for_refresh, leave_behind
+from app.catalog.rendered import OUTBOX_LOCK, connection_for_refresh, leave_behind
 from app.clerk.api import ClerkApi
 from app.clerk.deletions import Deletions, Pushed, PushError, Retries
 from app.protocol.feeds import FeedName
 from app.settings import FeedSettings, Secret, Store, replace
 from app.status.events import DeletionsFailed, DeletionsPushed, Event
 from tests.clerk import FakeClerk, error
-from tests.conftest import PRODUCTS, Database, Hosted, Serve, base_config, eventually
+from tests.conftest import PRODUCTS, Database, Hosted, Loop, Serve, base_config, eventually
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
 from tests.test_refresh import command
 
@@ -506,3 +509,53 @@ def test_what_came_back_while_the_feed_was_served_unrendered_is_not_deleted(outb
     outbox.shop.execute("insert into {s}.products (id) values (3)")
     outbox.push()
     assert outbox.deleted == []
+
+
+def test_a_push_sees_what_a_refresh_committed_while_both_waited(outbox: Outbox) -> None:
+    """Also where transactions of the database are repeatable read by default."""
+    shop = outbox.shop
+    outbox.lose(3)
+    shop.execute("insert into {s}.products (id) values (3)")
+    name = shop.database.value("select quote_ident(current_database())")
+    shop.database.execute(f"alter database {name} set default_transaction_isolation = 'repeatable read'")
+    id = shop.database.value("select id from clerk_feed.rendered where store = $1 and feed = 'products'", shop.name)
+    waits = "select count(*) from pg_locks where not granted and locktype = 'advisory' and objid = $1"
+    beside = Loop()
+    try:
+        with closing(Database(shop.loop, shop.database.dsn)) as other, ThreadPoolExecutor(2) as threads:
+            other.execute("select pg_advisory_lock($1, $2)", OUTBOX_LOCK, id)
+            refreshing = partial(shop.refresher().refresh, shop.store(), "products")
+            refreshed = threads.submit(lambda: beside.run(refreshing()))
+            eventually(lambda: shop.database.value(waits, id) == 1)
+            pushed = threads.submit(outbox.push)
+            eventually(lambda: shop.database.value(waits, id) == 2)
+            other.execute("select pg_advisory_unlock($1, $2)", OUTBOX_LOCK, id)
+            refreshed.result(60)
+            pushed.result(60)
+    finally:
+        shop.database.execute(f"alter database {name} reset default_transaction_isolation")
+        beside.stop()
+    assert outbox.deleted == []
+
+
+def test_a_process_that_serves_unrendered_waits_for_a_deletion_under_way(outbox: Outbox) -> None:
+    """What is being deleted may be in the source again, and be sent by it."""
+    shop = outbox.shop
+    outbox.lose(3)
+    unrendered = msgspec.structs.replace(shop.store(), feeds={})
+    waited: list[bool] = []
+
+    async def deletes(feed: str, asked: list[Any]) -> Response:
+        connection = await connection_for_refresh(shop.database.dsn)
+        try:
+            await asyncio.wait_for(leave_behind(connection, [unrendered]), 2)
+            waited.append(False)
+        except TimeoutError:
+            waited.append(True)
+        finally:
+            connection.terminate()
+        return JSONResponse({"status": "ok"})
+
+    outbox.clerk.deletes = deletes
+    outbox.push()
+    assert waited == [True]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -33,6 +34,7 @@ from tests.conftest import (
     base_config,
     eventually,
     ids,
+    reloaded,
 )
 from tests.test_http import connect, dechunked, request
 
@@ -792,23 +794,27 @@ def test_an_answer_that_needs_no_bookmark_comes_while_bookmarks_cannot_be_used(
         assert ids(service.get("/shop/products?limit=10&after=5").lines) == list(range(6, 16))
 
 
-@contextmanager
-def reloaded(loop: Loop, database: Database, table: str) -> Iterator[Callable[[Callable[[], T]], T]]:
-    """A table that is emptied and filled again in one transaction; it ends once what is done meanwhile waits for it."""
-    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
-        other.execute(f"create temp table kept as select * from {table}")
-        other.execute("begin")
-        other.execute(f"truncate {table}")
-        other.execute(f"insert into {table} select * from kept")
-
-        def meanwhile(work: Callable[[], T]) -> T:
-            done = threads.submit(work)
-            waits = "select count(*) from pg_locks where not granted and relation = $1::text::regclass"
-            eventually(lambda: database.value(waits, table) > 0)
-            other.execute("commit")
-            return done.result(60)
-
-        yield meanwhile
+@pytest.mark.parametrize("limit", [1000, 50])
+def test_a_table_that_a_function_reads_is_filled_anew_at_the_end_of_a_walk(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop, limit: int
+) -> None:
+    """The function looks at it only after the statement has begun, and to that it is empty."""
+    fill(database, 2 * limit + 30)
+    database.execute("create table shop.listed as select id from shop.products")
+    database.execute("alter table shop.products rename to chairs")
+    database.execute(
+        "create function shop.is_listed(bigint) returns boolean stable language plpgsql as"
+        " $$ begin return exists (select from shop.listed as l where l.id = $1); end $$"
+    )
+    database.execute("create view shop.products as select * from shop.chairs where shop.is_listed(id)")
+    service = serve(one_store(database.dsn, clerk))
+    for offset in (0, limit):
+        assert len(service.get(f"/shop/products?limit={limit}&offset={offset}").lines) == limit
+    eventually(lambda: database.value("select count(*) from pg_stat_activity where state = 'active'") == 1)
+    time.sleep(2.5)  # what was read ahead is given up
+    with reloaded(loop, database, "shop.listed") as meanwhile:
+        answer = meanwhile(partial(service.get, f"/shop/products?limit={limit}&offset={2 * limit}"))
+    assert len(answer.lines) == 30
 
 
 @pytest.mark.parametrize("size", [7, 9000])

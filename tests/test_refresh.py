@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 from app.catalog.rendered import REFRESH_LOCK, RefreshBusyError, Refresher, connection_for_refresh, leave_behind
 from tests.clerk import FakeClerk, problem
-from tests.conftest import PRODUCTS, Database, Running, Serve, Shop, base_config, eventually
+from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, Shop, base_config, eventually, reloaded
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
 
 __all__ = ["bare", "rendered", "rendered_service"]
@@ -413,6 +414,65 @@ def test_a_transaction_open_across_the_last_refresh_is_in_a_delta_served_unrende
     assert names_since(service, synced) == {}
     service.stop()
     assert names_since(toggled.start(toggled.plain), synced) == {7: "new"}
+
+
+def test_a_first_refresh_by_hand_while_the_feed_is_served_unrendered_is_not_served(toggled: Toggled) -> None:
+    """Prepared, so that nobody meets a 503; but what is served until then would be missing from it."""
+    service = toggled.start(toggled.plain)
+    toggled.refresh()
+    toggled.database.execute("insert into dk.products (id) select generate_series(51, 60)")
+    assert len(service.get("/dk/products").lines) == 60
+    service.stop()
+    service = toggled.start(toggled.rendered)
+    problem(service.get("/dk/products"), 503, "feed-not-rendered")
+    toggled.refresh()
+    eventually(lambda: service.get("/dk/products").status == 200)
+    assert len(service.get("/dk/products").lines) == 60
+
+
+def test_one_of_two_processes_that_serve_unrendered_ends(toggled: Toggled) -> None:
+    service = toggled.start(toggled.rendered)
+    toggled.refresh()
+    service.stop()
+    one, two = toggled.start(toggled.plain), toggled.start(toggled.plain)
+    one.stop()
+    toggled.refresh()
+    toggled.database.execute("insert into dk.products (id) select generate_series(51, 60)")
+    assert len(two.get("/dk/products").lines) == 60
+    two.stop()
+    service = toggled.start(toggled.rendered)
+    problem(service.get("/dk/products"), 503, "feed-not-rendered")
+
+
+def test_what_is_filled_anew_keeps_the_last_valid_versions(rendered: RenderedShop) -> None:
+    rendered.execute("update {s}.products set price = null where id <= 10")
+    rendered.refresh()
+    rendered.execute(
+        "insert into clerk_feed.unrendered (store, feed, served) values ($1, 'products', null)", rendered.name
+    )
+    assert rendered.refresh().items == 100
+    assert len(rendered.items("products")) == 100
+
+
+def test_a_refresh_looks_again_for_what_was_not_there(rendered: RenderedShop) -> None:
+    """A function looks at a table only after the statement has begun, to which one that was refilled is empty."""
+    rendered.execute("create table {s}.listed as select id from {s}.products where id > 85")
+    rendered.execute("alter table {s}.products rename to chairs")
+    rendered.execute(
+        "create function {s}.is_listed(bigint) returns boolean stable language plpgsql as"
+        " $$ begin return exists (select from {s}.listed as l where l.id = $1); end $$"
+    )
+    rendered.execute("create view {s}.products as select * from {s}.chairs where id <= 85 or {s}.is_listed(id)")
+    assert rendered.refresh().vanished == 0
+    beside = Loop()
+    try:
+        refreshing = partial(rendered.refresher().refresh, rendered.store(), "products")
+        with reloaded(rendered.loop, rendered.database, f"{rendered.name}.listed") as meanwhile:
+            summary = meanwhile(lambda: beside.run(refreshing()))
+    finally:
+        beside.stop()
+    assert summary is not None
+    assert (summary.items, summary.vanished) == (100, 0)
 
 
 def test_a_refresh_by_hand_while_the_feed_is_served_unrendered_is_not_the_last_one_needed(toggled: Toggled) -> None:

@@ -10,9 +10,8 @@ import pytest
 from app.catalog.rendered import RefreshError, RefreshHeldBackError
 from app.clerk.importer import Importer
 from tests.clerk import problem
-from tests.conftest import PRODUCTS, TOKEN, Loop
+from tests.conftest import PRODUCTS, TOKEN, Loop, reloaded
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
-from tests.test_faults import reloaded
 from tests.test_feeds import TYPES
 
 __all__ = ["bare", "rendered", "rendered_service"]

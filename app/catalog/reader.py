@@ -285,6 +285,7 @@ class Reader:
         whether the last id is repeated.
         """
         limit, run = left, _RUN_ROWS
+        looked_again = False
         while True:
             if interrupted and part.after is not None:
                 await self._look_at_edge(pool, source, part)
@@ -322,7 +323,11 @@ class Reader:
                 if cursor.first_row_seconds > _SORTED_SECONDS:
                     run = None
             if ended:
-                return
+                # A function or a foreign table in a view looks at a table only after its statement has begun, and one
+                # that is emptied and filled meanwhile is empty to it. So nothing ends by the first word.
+                if looked_again and not count:
+                    return
+                looked_again = True
             if limit is not None:
                 limit = max(limit - count, 0) or BATCH_ROWS
 

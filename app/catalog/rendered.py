@@ -61,6 +61,10 @@ class RefreshError(Exception):
     """A refresh did not happen; what is served stays as it was. The message says why and what to do."""
 
 
+class _ReadAgainError(RefreshError):
+    """What was read was not all there is."""
+
+
 class RefreshBusyError(RefreshError):
     """Another process refreshes this feed right now."""
 
@@ -235,7 +239,7 @@ async def _refreshed(
     since: str | None,
 ) -> Summary | None:
     """One refresh, again where another one has just ended in between."""
-    for _ in range(_CONFLICTS):
+    for attempt in range(_CONFLICTS):
         # A process that died after its commit has left this undone.
         async with connection.transaction():
             await connection.execute(_VISIBLE, id)
@@ -255,8 +259,10 @@ async def _refreshed(
             state = msgspec.convert(dict(row), _State)
             summary = await _Run(connection, store, feed, state, accept_shrink=accept_shrink, since=since).run()
             await connection.execute("commit")
-        except asyncpg.SerializationError:
+        except (asyncpg.SerializationError, _ReadAgainError) as error:
             await connection.execute("rollback")
+            if isinstance(error, _ReadAgainError) and attempt == _CONFLICTS - 1:
+                raise
             continue
         except BaseException:
             if not connection.is_closed():
@@ -309,6 +315,8 @@ class _Run:
         else:
             table = _next_table(state)
             counts, items = await self._filled(how, table, stamp, old=state.items_table if kept else None)
+        if counts.vanished and kept == how.key:
+            await self._require_gone(how, stamp)
         invalid = await self._note_faults(table, stamp)
         self._require_enough(items, invalid, most, counts.vanished)
         added = items - state.items + counts.vanished if kept else items
@@ -346,6 +354,18 @@ class _Run:
         if vanished > settings.shrink_floor and vanished > before * settings.shrink_limit:
             raise RefreshHeldBackError(store, self._feed, items, before, vanished=vanished)
 
+    async def _require_gone(self, how: Rendering, stamp: str) -> None:
+        """Look again for what the source no longer had. Raises _ReadAgainError where it has some of it after all."""
+        family = f"{how.key.family}{how.key.order}"
+        found = await self._connection.fetchval(
+            _STILL_THERE.format(source=how.relation, family=family), self._store.name, self._feed, stamp
+        )
+        if found is not None:
+            raise _ReadAgainError(
+                f"{how.relation} was without the id {found} while it was read, and has it again. Something it reads"
+                " through a function or a foreign table was being filled anew."
+            )
+
     async def _merged(self, how: Rendering, table: str, stamp: str) -> tuple[_Counts, int]:
         """Write what differs. Answers what was written, and how many items there are then."""
         connection, state = self._connection, self._state
@@ -370,6 +390,10 @@ class _Run:
         vanished = 0
         if old is not None:
             before = await key_of_items(connection, old)
+            if before == how.key:
+                # What is not valid now keeps its last valid version.
+                kept = _KEPT.format(old=items_relation(old), table=items_relation(table))
+                items += await connection.fetchval(kept, stamp)
             json_id = "o.id::text" if before and before.family == "int8" else "to_json(o.id::text)::text"
             vanished = await connection.fetchval(
                 _BURY_OLD.format(old=items_relation(old), table=items_relation(table), json_id=json_id),
@@ -398,17 +422,25 @@ async def leave_behind(connection: Any, stores: Iterable[Store]) -> str:
     """Note which feeds are served from their sources now: what was rendered of them before is old from here on.
 
     Whoever turns rendering on again would otherwise serve the items of then, and Clerk would delete what came since.
+    Waits for deletions that are on their way to Clerk: what they name may be served again from here on.
     Answers when this was by the database's clock.
     """
-    async with connection.transaction():
-        await connection.execute(_LEAVE_BEHIND, *_from_sources(stores))
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute("set local lock_timeout = '60s'")
+        feeds = _from_sources(stores)
+        await connection.execute(_LEAVE_BEHIND, *feeds)
+        await connection.execute(_AWAIT_OUTBOX, *feeds, OUTBOX_LOCK)
         now: str = await connection.fetchval("select now()::text")
         return now
 
 
-async def note_still_served(connection: Any, stores: Iterable[Store], *, goes_on: bool = True) -> None:
-    """Note that feeds are still served from their sources, or, at the end of this process, that they are not by it."""
-    await connection.execute(_STILL_SERVED, *_from_sources(stores), goes_on)
+async def note_still_served(connection: Any, stores: Iterable[Store], *, ended: str | None = None) -> str:
+    """Note that feeds are still served from their sources; when this was, by the database's clock.
+
+    At the end of a process `ended` is when it noted so last: whoever did later goes on.
+    """
+    now: str = await connection.fetchval(_STILL_SERVED, *_from_sources(stores), ended)
+    return now
 
 
 def _from_sources(stores: Iterable[Store]) -> tuple[list[str], list[str]]:
@@ -527,33 +559,43 @@ _UPDATE_STATE = """
 update clerk_feed.rendered set items_table = $2, items = $3, invalid = $4 where id = $1
 """
 
-_LEAVE_BEHIND = """
+# In the order in which other processes do so, or they would wait for each other.
+_UNRENDERED = """
+  from clerk_feed.rendered as r
+  join unnest($1::text[], $2::text[]) as f (store, feed) using (store, feed)
+  where r.items_table is not null
+  order by store, feed
+"""
+
+_LEAVE_BEHIND = f"""
 insert into clerk_feed.unrendered (store, feed)
-select store, feed
-from clerk_feed.rendered as r
-join unnest($1::text[], $2::text[]) as f (store, feed) using (store, feed)
-where r.items_table is not null
-order by store, feed -- as other processes do, or they would wait for each other
+select store, feed {_UNRENDERED}
 on conflict (store, feed) do update set since = now(), served = now()
 """
+
+_AWAIT_OUTBOX = f"select pg_advisory_xact_lock($3, id) from (select r.id {_UNRENDERED}) as r"  # noqa: S608 (our own text)
 
 # Whoever began before that still refreshes what nobody is to serve, until it ends. A command may come at any time: what
 # is changed after it, and served unrendered, would be missing from what it has rendered.
 _IS_RENDERED = """
 delete from clerk_feed.unrendered
 where store = $1 and feed = $2
-  and case
-    when $3::text is null then coalesce(served < now() - interval '15 seconds', true)
-    else since <= $3::text::timestamptz
-  end
+  and (coalesce(served < now() - interval '60 seconds', true) or since <= $3::text::timestamptz)
 """
 
-_STILL_SERVED = """
-update clerk_feed.unrendered as u
-set served = case when $3 then now() end
-from unnest($1::text[], $2::text[]) as f (store, feed)
-where u.store = f.store and u.feed = f.feed
-"""
+# A refresh may have struck the note out meanwhile, or been the first one.
+_STILL_SERVED = f"""
+with noted as (
+  insert into clerk_feed.unrendered as u (store, feed, served)
+  select store, feed, case when $3::text is null then now() end {_UNRENDERED}
+  on conflict (store, feed) do update
+  set served = case
+    when $3::text is null then now()
+    when u.served > $3::text::timestamptz then u.served
+  end
+)
+select now()::text
+"""  # noqa: S608 (our own text)
 
 _WAS_LEFT_BEHIND = "select exists (select from clerk_feed.unrendered where store = $1 and feed = $2)"
 
@@ -673,6 +715,27 @@ select s."id", s.doc::json, case when s.doc is not null then $1::text::timestamp
 from ({_RENDERED}) as s
 """  # noqa: S608 (our own text)
 
+_KEPT = """
+with kept as (
+  update {table} as t
+  set doc = o.doc, modified_at = $1::text::timestamptz
+  from {old} as o
+  where t.id = o.id and t.doc is null and o.doc is not null
+  returning 1
+)
+select count(*) from kept
+"""
+
+# In a statement of its own, which sees what the one before may have missed: a function or a foreign table in the view
+# looks at a table only after the statement has begun, and one that is emptied and filled meanwhile was empty to it.
+_STILL_THERE = """
+select s."id"::text
+from clerk_feed.tombstone as t
+join {source} as s on s."id" = t.item::{family}
+where t.store = $1 and t.feed = $2 and t.vanished = $3::text::timestamptz
+limit 1
+"""
+
 _BURY_OLD = """
 with buried as (
   insert into clerk_feed.tombstone (store, feed, item, json_id, vanished)
@@ -707,7 +770,7 @@ with done as (
   using ({_RENDERED}) as s
   on t.id = s."id"
   when matched and s.doc is not null and t.doc::text is distinct from s.doc then
-    update set doc = s.doc::json, modified_at = $1::text::timestamptz, faults = null
+    update set id = s."id", doc = s.doc::json, modified_at = $1::text::timestamptz, faults = null
   when matched and s.faults is distinct from t.faults then
     update set faults = s.faults
   when not matched then
@@ -723,6 +786,7 @@ _WRITE = f"""
 with updated as (
   update {{table}} as t
   set
+    id = s."id",
     doc = case when s.doc is null then t.doc else s.doc::json end,
     modified_at = case
       when s.doc is null or t.doc::text is not distinct from s.doc then t.modified_at else $1::text::timestamptz

@@ -178,11 +178,13 @@ class _Push:
     async def _attempt(self, items: list[str]) -> None:
         """One call, with the feed's items held as they are from the look at them until Clerk's answer."""
         connection, place = self._connection, (self._store.name, self._feed)
-        await connection.execute("begin")
+        # What a refresh commits while the lock is waited for must be seen then.
+        await connection.execute("begin isolation level read committed")
         try:
             await connection.execute(
                 "set local lock_timeout = '60s'; set local idle_in_transaction_session_timeout = 0"
             )
+            await connection.execute(_NO_DEADLINE)
             await connection.execute("select pg_advisory_xact_lock($1, $2)", OUTBOX_LOCK, self._id)
             await self._forget_returned(items)
             due = await connection.fetch(_STILL_DUE, *place, items)
@@ -259,6 +261,12 @@ select r.id, r.items_table
 from clerk_feed.rendered as r
 where r.store = $1 and r.feed = $2
   and not exists (select from clerk_feed.unrendered as u where u.store = r.store and u.feed = r.feed)
+"""
+
+# The lock ends with the session, and Clerk's answer may take longer than the database lets a transaction be, which it
+# can do since PostgreSQL 17.
+_NO_DEADLINE = """
+select set_config('transaction_timeout', '0', true) where current_setting('server_version_num')::int >= 170000
 """
 
 _TABLE = "select items_table from clerk_feed.rendered where id = $1"
