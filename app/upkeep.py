@@ -7,6 +7,7 @@ one process lives.
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -24,6 +25,10 @@ from app.status.events import DeletionsFailed, Emit, RefreshFailed
 _AT_ONCE = 2
 """Refreshes of one process at a time: the database has importers to answer."""
 _FIRST_SECONDS = 5.0
+_HANDOVER_SECONDS = 300.0
+_LOOK_SECONDS = 10.0
+"""After a roll that turns rendering on, old workers may serve the feed unrendered for as long as their answers last. So
+whoever has refreshed it looks so often at first whether it must be refreshed again."""
 _JITTER = 0.05
 DEGRADED_AFTER = 3
 """So many intervals without a refresh that was done are too many."""
@@ -61,16 +66,22 @@ class Upkeep:
     async def _refresh(self, store: Store, feed: FeedName, seconds: float, refreshed: asyncio.Event) -> None:
         # Processes that start together must not ask together.
         await asyncio.sleep(random.uniform(0, min(_FIRST_SECONDS, seconds * _JITTER)))  # noqa: S311 (jitter)
+        began, ours = time.monotonic(), False
         while True:
             async with self._places:
                 try:
-                    await self._refresher.refresh(store, feed, unless_tried_within=seconds * (1 - 2 * _JITTER))
+                    within = seconds * (1 - 2 * _JITTER)
+                    done = await self._refresher.refresh(store, feed, unless_tried_within=within)
+                    ours = ours or done is not None
                     refreshed.set()
                 except RefreshError:
                     pass  # told by the refresher; another process may be at it
                 except (asyncpg.PostgresError, *LOST) as error:
                     self._emit(RefreshFailed(store=store.name, feed=feed, cause=_away(error)))
-            await asyncio.sleep(seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 (jitter)
+            rest = seconds
+            if ours and time.monotonic() - began < _HANDOVER_SECONDS:
+                rest = min(rest, _LOOK_SECONDS)
+            await asyncio.sleep(rest * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 (jitter)
 
     async def _push(self, store: Store, feed: FeedName, refreshed: asyncio.Event) -> None:
         while True:

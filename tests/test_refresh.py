@@ -430,6 +430,19 @@ def test_a_first_refresh_by_hand_while_the_feed_is_served_unrendered_is_not_serv
     assert len(service.get("/dk/products").lines) == 60
 
 
+def test_a_feed_is_refreshed_again_soon_when_who_served_it_unrendered_has_ended(toggled: Toggled) -> None:
+    """As after a roll whose old worker still had an answer to send."""
+    old = toggled.start(toggled.plain)
+    new = toggled.start(toggled.rendered + 'refresh_every = "1h"\n')
+    eventually(lambda: new.events("Refreshed") != [])
+    toggled.database.execute("insert into dk.products (id) select generate_series(51, 60)")
+    assert len(old.get("/dk/products").lines) == 60
+    old.stop()
+    problem(new.get("/dk/products"), 503, "feed-not-rendered")
+    eventually(lambda: new.get("/dk/products").status == 200, 30)
+    assert len(new.get("/dk/products").lines) == 60
+
+
 def test_one_of_two_processes_that_serve_unrendered_ends(toggled: Toggled) -> None:
     service = toggled.start(toggled.rendered)
     toggled.refresh()

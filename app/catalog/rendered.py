@@ -605,6 +605,12 @@ select exists (
   where rendered = $1 and finished > clock_timestamp() - $2::float8 * interval '1 second'
     -- What lies ahead was noted before the clock was set back.
     and finished <= clock_timestamp()
+) and not exists (
+  -- Who served the feed unrendered has ended since: what it sent last may be missing.
+  select
+  from clerk_feed.unrendered as u
+  join clerk_feed.rendered as r on r.store = u.store and r.feed = u.feed
+  where r.id = $1 and coalesce(u.served < now() - interval '60 seconds', true)
 )
 """
 
