@@ -112,7 +112,7 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         deleting = ClerkApi(settings.access.verify_url, _DELETE_SECONDS)
         stack.push_async_callback(deleting.close)
         deletions = Deletions(direct, deleting, settings.clerk.api_url, happened)
-        for work in Upkeep(settings, Refresher(direct, happened, since=began), deletions, happened).works():
+        for work in Upkeep(settings, Refresher(direct, happened), deletions, happened).works():
             stack.push_async_callback(_cancelled, asyncio.create_task(work()))
         pages = Pages(readiness(settings, pool, sources))
         feeds = Route("/{store}/{feed}", endpoint, methods=["GET"])

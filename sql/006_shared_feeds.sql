@@ -24,6 +24,8 @@ with (fillfactor = 10);
 comment on table clerk_feed.asked is 'One row for each feed and kind of walk: its last page, and whether importers met.';
 
 alter table clerk_feed.bookmark
+  -- When a page was last begun from it.
+  add column touched timestamptz,
   -- Whether another page of the feed was being noted at the same moment.
   add column clash boolean not null default false,
   -- Whether a page on the way here had bookmarks with different keys to choose from, or held an id twice: then offsets

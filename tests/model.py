@@ -195,7 +195,10 @@ class World:
             process.begin(bookmarks)
 
     def let_pass(self, interval: str) -> None:
-        self.database.execute(f"update clerk_feed.bookmark set written = written - interval '{interval}'")
+        self.database.execute(
+            f"update clerk_feed.bookmark set written = written - interval '{interval}',"
+            f" renewed = renewed - interval '{interval}'"
+        )
         self.database.execute(
             f"update clerk_feed.asked set asked = asked - interval '{interval}',"
             f" shared_until = shared_until - interval '{interval}', failed_over = failed_over - interval '{interval}'"

@@ -18,7 +18,14 @@ import asyncpg
 import msgspec
 import pytest
 
-from app.catalog.rendered import REFRESH_LOCK, RefreshBusyError, Refresher, connection_for_refresh, leave_behind
+from app.catalog.rendered import (
+    REFRESH_LOCK,
+    RefreshBusyError,
+    Refresher,
+    connection_for_refresh,
+    leave_behind,
+    note_still_served,
+)
 from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, Shop, base_config, eventually, reloaded
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
@@ -317,21 +324,25 @@ def test_a_process_that_is_about_to_end_does_not_bring_back_what_its_successor_l
     async def settings_changed(connection: Any) -> str:
         return await leave_behind(connection, [unrendered])
 
-    async def refreshed(since: str | None) -> None:
-        refresher = Refresher(lambda: connection_for_refresh(rendered.database.dsn), lambda event: None, since=since)
+    async def refreshed() -> None:
+        refresher = Refresher(lambda: connection_for_refresh(rendered.database.dsn), lambda event: None)
         await refresher.refresh(rendered.store(), "products")
+
+    async def ended(connection: Any) -> str:
+        return await note_still_served(connection, [unrendered], ended=began)
 
     def is_left_behind() -> bool:
         rows = "select count(*) from clerk_feed.unrendered where store = $1"
         return bool(rendered.database.value(rows, rendered.name))
 
-    before = rendered.database.value("select (now() - interval '1 minute')::text")
     began = rendered.loop.run(with_connection(rendered.database.dsn, settings_changed))
     assert is_left_behind()
-    rendered.loop.run(refreshed(before))
+    rendered.loop.run(refreshed())
     assert is_left_behind()
     assert rendered.store().feed("orders").rendered  # never refreshed, so nothing of it was left
-    rendered.loop.run(refreshed(began))
+    rendered.loop.run(with_connection(rendered.database.dsn, ended))
+    assert is_left_behind()
+    rendered.loop.run(refreshed())
     assert not is_left_behind()
 
 

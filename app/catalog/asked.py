@@ -11,6 +11,9 @@ $1 is the store and $2 the feed in all of it.
 YOUNG = "interval '2 hours'"
 """How long a bookmark is young: as long as an importer may stay at it. What tells of importers counts for as long."""
 
+AGE = "coalesce({of}.renewed, {of}.written)"
+"""From when the age of a bookmark counts."""
+
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
 
@@ -99,6 +102,7 @@ ARRIVED_AT = f"""
       select
       from clerk_feed.bookmark as o
       where {_THE_FEED} and o.at = started.at and not o.past and o.id <> started.id
+        and {AGE.format(of="o")} > now() - {YOUNG}
     )
 """  # noqa: S608 (our own)
 """The offset of the page that is known to have arrived: it wrote what another page begins from for the first time.
@@ -110,6 +114,6 @@ LOST = f"""
   select
   from clerk_feed.bookmark as o
   where {_THE_FEED} and o.at <= {{offset}} and not o.past
-    and o.timeline <> clerk_feed.timeline() and o.written > now() - {YOUNG}
+    and o.timeline <> clerk_feed.timeline() and {AGE.format(of="o")} > now() - {YOUNG}
 """  # noqa: S608 (our own)
 """Bookmarks of before a failover that walks may have gone on from, as far as the offset."""

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
+from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import Position, key_changed
 from app.catalog.source import Source
@@ -258,7 +258,10 @@ async def end_walks(connection: Any, stores: list[str], feeds: list[str]) -> lis
     An importer that is there all the same must begin anew: its next page is refused, unless another one has come as
     far by then. Then it is taken for that one, and may lose items.
     """
-    rows = await connection.fetch(_END_WALKS, stores, feeds)
+    async with connection.transaction(isolation="read_committed"):
+        # First, as pages do.
+        await connection.execute(_LOCK_ASKED, stores, feeds)
+        rows = await connection.fetch(_END_WALKS, stores, feeds)
     return [(row["store"], row["feed"]) for row in rows]
 
 
@@ -274,7 +277,7 @@ CANDIDATES = f"""
   select *, past and (old or not shared) as over,
     old or past and shared and not bool_or(not past and not old) over () as late
   from (
-    select b.*, b.written < now() - {YOUNG} as old,
+    select b.*, {AGE.format(of="b")} < now() - {YOUNG} as old,
       coalesce((select shared from asked), true) as shared
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
@@ -285,12 +288,16 @@ CANDIDATES = f"""
 In a shared feed what became past within two hours is as good as what would be chosen without it.
 """
 
-ARRIVED = """
+ARRIVED = f"""
   update clerk_feed.bookmark as b
-  set past = b.past or b.id = gone.id, written = greatest(b.written, gone.written)
+  set past = b.past or b.id = gone.id, renewed = case
+    when b.id <> gone.id
+    then least(greatest({AGE.format(of="b")}, {AGE.format(of="gone")}), b.written + {YOUNG})
+    else b.renewed
+  end
   from (
     select b.* from clerk_feed.bookmark as b
-"""
+"""  # noqa: S608 (our own)
 """SQL that makes a bookmark past, the first of those that are selected behind it, with ARRIVED_OF_EQUALS at its end."""
 
 ARRIVED_OF_EQUALS = """
@@ -300,16 +307,17 @@ ARRIVED_OF_EQUALS = """
     and b.key_family = gone.key_family and not b.past and b.is_end = gone.is_end
     and b.key is not distinct from gone.key and b.modified_at is not distinct from gone.modified_at
 """
-"""One of equal key that stays does so for another importer, who may have come to it by the one that goes."""
+"""One of equal key that stays does so for another importer, who may have come to it by the one that goes. So it is as
+young as that one, but not without end: what an answer lost long ago has left behind would be renewed by every walk."""
 
 OTHER_ORDER = f"""
       o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
       and o.written > now() - interval '{KEPT_HOURS} hours'
-      and (not o.past or o.written > now() - {YOUNG} and coalesce((select shared from asked), true))
+      and (not o.past or {AGE.format(of="o")} > now() - {YOUNG} and coalesce((select shared from asked), true))
 """  # noqa: S608 (our own)
 """SQL for the bookmarks o that lead nowhere any more, because they go by other ids, and that an importer may be at."""
 
-OTHER_IS_NEARER = f"(o.written > now() - {YOUNG} or o.id > (select max(id) from b))"  # noqa: S608 (our own)
+OTHER_IS_NEARER = f"({AGE.format(of='o')} > now() - {YOUNG} or o.id > (select max(id) from b))"  # noqa: S608 (our own)
 """Whether such an o may be what whoever asks had, and not one of the bookmarks to choose from."""
 
 
@@ -349,6 +357,10 @@ select
 """  # noqa: S608 (a number of ours)
 
 # As a failover leaves them: they lead nowhere.
+_LOCK_ASKED = """
+select from clerk_feed.asked where store = any($1) and feed = any($2) order by store, feed, incremental for update
+"""
+
 _END_WALKS = """
 with waited_for as (
   select distinct store, feed from clerk_feed.bookmark where store = any($1) and feed = any($2) and not past

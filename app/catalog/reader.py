@@ -287,7 +287,7 @@ class Reader:
         limit, run = left, _RUN_ROWS
         looked_again = False
         while True:
-            if interrupted and part.after is not None:
+            if interrupted and not looked_again and part.after is not None:
                 await self._look_at_edge(pool, source, part)
             interrupted = True
             count = 0

@@ -35,6 +35,8 @@ OUTBOX_LOCK = 0x636C6602
 
 KEPT_DAYS = 30
 _CONFLICTS = 5
+_DOUBTS = 2
+"""So many times what is gone is looked for again. What comes back each time is no accident."""
 _MERGE_SINCE = 170_000
 """PostgreSQL 17 brought MERGE … WHEN NOT MATCHED BY SOURCE and its RETURNING."""
 
@@ -61,8 +63,8 @@ class RefreshError(Exception):
     """A refresh did not happen; what is served stays as it was. The message says why and what to do."""
 
 
-class _ReadAgainError(RefreshError):
-    """What was read was not all there is."""
+class _ReadAgainError(Exception):
+    """What was read was perhaps not all there is."""
 
 
 class RefreshBusyError(RefreshError):
@@ -109,15 +111,10 @@ class _Counts(msgspec.Struct, frozen=True):
 class Refresher:
     """Refreshes rendered feeds, each on a connection of its own."""
 
-    def __init__(self, connect: Connect, emit: Emit, *, since: str | None = None) -> None:
-        """`connect` opens a connection that has no deadline on statements.
-
-        `since` is when this process began, by the database's clock, so that one which is about to end is told from its
-        successor; None for one that begins now.
-        """
+    def __init__(self, connect: Connect, emit: Emit) -> None:
+        """`connect` opens a connection that has no deadline on statements."""
         self._connect = connect
         self._emit = emit
-        self._since = since
 
     async def refresh(
         self,
@@ -190,7 +187,6 @@ class Refresher:
                 feed,
                 accept_shrink=accept_shrink,
                 unless_tried_within=unless_tried_within,
-                since=self._since,
             )
         except RefreshHeldBackError as held:
             await _note(connection, id, began, "held back", held.items, held.most, str(held))
@@ -236,10 +232,10 @@ async def _refreshed(
     *,
     accept_shrink: bool,
     unless_tried_within: float | None,
-    since: str | None,
 ) -> Summary | None:
     """One refresh, again where another one has just ended in between."""
     for attempt in range(_CONFLICTS):
+        doubts = attempt < _DOUBTS
         # A process that died after its commit has left this undone.
         async with connection.transaction():
             await connection.execute(_VISIBLE, id)
@@ -257,12 +253,10 @@ async def _refreshed(
                 await connection.execute("rollback")
                 return None
             state = msgspec.convert(dict(row), _State)
-            summary = await _Run(connection, store, feed, state, accept_shrink=accept_shrink, since=since).run()
+            summary = await _Run(connection, store, feed, state, accept_shrink=accept_shrink, doubts=doubts).run()
             await connection.execute("commit")
-        except (asyncpg.SerializationError, _ReadAgainError) as error:
+        except (asyncpg.SerializationError, _ReadAgainError):
             await connection.execute("rollback")
-            if isinstance(error, _ReadAgainError) and attempt == _CONFLICTS - 1:
-                raise
             continue
         except BaseException:
             if not connection.is_closed():
@@ -287,14 +281,15 @@ class _Run:
         state: _State,
         *,
         accept_shrink: bool,
-        since: str | None,
+        doubts: bool,
     ) -> None:
+        """`doubts`: whether to look again for what is gone."""
         self._connection = connection
         self._store = store
         self._feed = feed
         self._state = state
         self._accept_shrink = accept_shrink
-        self._since = since
+        self._doubts = doubts
 
     async def run(self) -> Summary:
         connection, store, feed, state = self._connection, self._store.name, self._feed, self._state
@@ -308,15 +303,15 @@ class _Run:
         began, stamp = await connection.fetchrow(_STAMP, state.id)
         await connection.fetchval(f"select setval('{_sequence(state.id)}', 1, false)")
         # A delta of rendered items must hold what was changed, served unrendered, and changed back.
-        left_behind = await connection.fetchval(_WAS_LEFT_BEHIND, store, feed)
-        if kept == how.key and state.items_table and not left_behind:
+        left_behind = await connection.fetchrow(_WAS_LEFT_BEHIND, store, feed)
+        if kept == how.key and state.items_table and left_behind is None:
             table = state.items_table
             counts, items = await self._merged(how, table, stamp)
         else:
             table = _next_table(state)
             counts, items = await self._filled(how, table, stamp, old=state.items_table if kept else None)
-        if counts.vanished and kept == how.key:
-            await self._require_gone(how, stamp)
+        if counts.vanished and kept == how.key and self._doubts:
+            await self._require_gone(how, stamp, counts.vanished)
         invalid = await self._note_faults(table, stamp)
         self._require_enough(items, invalid, most, counts.vanished)
         added = items - state.items + counts.vanished if kept else items
@@ -329,7 +324,8 @@ class _Run:
         told = (state.items_table, state.items, state.invalid)
         if (table, items, invalid) != told or counts.stamped:
             await connection.execute(_UPDATE_STATE, state.id, table, items, invalid)
-        await connection.execute(_IS_RENDERED, store, feed, self._since)
+        if left_behind is not None and left_behind["quiet"]:
+            await connection.execute(_IS_RENDERED, store, feed)
         if self._accept_shrink:
             await connection.execute(_ACCEPT, store, feed, items)
         await connection.execute(_SWEEP, state.id, store, feed)
@@ -354,16 +350,18 @@ class _Run:
         if vanished > settings.shrink_floor and vanished > before * settings.shrink_limit:
             raise RefreshHeldBackError(store, self._feed, items, before, vanished=vanished)
 
-    async def _require_gone(self, how: Rendering, stamp: str) -> None:
-        """Look again for what the source no longer had. Raises _ReadAgainError where it has some of it after all."""
+    async def _require_gone(self, how: Rendering, stamp: str, vanished: int) -> None:
+        """Look again for what the source no longer had. Raises _ReadAgainError where it has most of it after all.
+
+        Some may have come back meanwhile, as items do.
+        """
         family = f"{how.key.family}{how.key.order}"
-        found = await self._connection.fetchval(
+        row = await self._connection.fetchrow(
             _STILL_THERE.format(source=how.relation, family=family), self._store.name, self._feed, stamp
         )
-        if found is not None:
+        if 2 * row["found"] > vanished:
             raise _ReadAgainError(
-                f"{how.relation} was without the id {found} while it was read, and has it again. Something it reads"
-                " through a function or a foreign table was being filled anew."
+                f"{how.relation} has {row['found']} ids again that it was without, {row['first']} first."
             )
 
     async def _merged(self, how: Rendering, table: str, stamp: str) -> tuple[_Counts, int]:
@@ -575,44 +573,49 @@ on conflict (store, feed) do update set since = now(), served = now()
 
 _AWAIT_OUTBOX = f"select pg_advisory_xact_lock($3, id) from (select r.id {_UNRENDERED}) as r"  # noqa: S608 (our own text)
 
-# Whoever began before that still refreshes what nobody is to serve, until it ends. A command may come at any time: what
-# is changed after it, and served unrendered, would be missing from what it has rendered.
-_IS_RENDERED = """
-delete from clerk_feed.unrendered
-where store = $1 and feed = $2
-  and (coalesce(served < now() - interval '60 seconds', true) or since <= $3::text::timestamptz)
-"""
+_QUIET = "coalesce({of}.served <= now() - interval '60 seconds', true)"
+"""Whether nobody serves a feed unrendered any more: one that ended said so, one that died has been silent."""
 
-# A refresh may have struck the note out meanwhile, or been the first one.
+# What was changed after a refresh began, and served unrendered, is missing from what it renders. So it must be quiet
+# when the refresh begins, which is now() in all of it, and nobody may have come since.
+_WAS_LEFT_BEHIND = f"""
+select {_QUIET.format(of="u")} as quiet from clerk_feed.unrendered as u where u.store = $1 and u.feed = $2
+"""  # noqa: S608 (our own text)
+
+_IS_RENDERED = f"""
+delete from clerk_feed.unrendered as u where u.store = $1 and u.feed = $2 and {_QUIET.format(of="u")}
+"""  # noqa: S608 (our own text)
+
+# A refresh may have struck the note out meanwhile, or been the first one. Who ends leaves the moment behind.
 _STILL_SERVED = f"""
 with noted as (
   insert into clerk_feed.unrendered as u (store, feed, served)
-  select store, feed, case when $3::text is null then now() end {_UNRENDERED}
+  select store, feed, case when $3::text is null then now() else now() - interval '60 seconds' end {_UNRENDERED}
   on conflict (store, feed) do update
   set served = case
     when $3::text is null then now()
     when u.served > $3::text::timestamptz then u.served
+    else now() - interval '60 seconds'
   end
 )
 select now()::text
 """  # noqa: S608 (our own text)
 
-_WAS_LEFT_BEHIND = "select exists (select from clerk_feed.unrendered where store = $1 and feed = $2)"
-
-_TRIED = """
+_TRIED = f"""
 select exists (
-  select from clerk_feed.refresh
-  where rendered = $1 and finished > clock_timestamp() - $2::float8 * interval '1 second'
+  select from clerk_feed.refresh as f
+  where f.rendered = $1 and f.finished > clock_timestamp() - $2::float8 * interval '1 second'
     -- What lies ahead was noted before the clock was set back.
-    and finished <= clock_timestamp()
-) and not exists (
-  -- Who served the feed unrendered has ended since: what it sent last may be missing.
-  select
-  from clerk_feed.unrendered as u
-  join clerk_feed.rendered as r on r.store = u.store and r.feed = u.feed
-  where r.id = $1 and coalesce(u.served < now() - interval '60 seconds', true)
+    and f.finished <= clock_timestamp()
+    and not exists (
+      -- Who served the feed unrendered ended after it began: what was sent last may be missing.
+      select
+      from clerk_feed.unrendered as u
+      join clerk_feed.rendered as r on r.store = u.store and r.feed = u.feed
+      where r.id = $1 and {_QUIET.format(of="u")} and f.started <= u.served + interval '60 seconds'
+    )
 )
-"""
+"""  # noqa: S608 (our own text)
 
 _VISIBLE = """
 update clerk_feed.refresh set visible = clock_timestamp() where rendered = $1 and stamp is not null and visible is null
@@ -735,11 +738,10 @@ select count(*) from kept
 # In a statement of its own, which sees what the one before may have missed: a function or a foreign table in the view
 # looks at a table only after the statement has begun, and one that is emptied and filled meanwhile was empty to it.
 _STILL_THERE = """
-select s."id"::text
+select count(*) as found, min(t.item) as first
 from clerk_feed.tombstone as t
-join {source} as s on s."id" = t.item::{family}
+join {source} as s on s."id" = t.item::{family} and s."id"::text = t.item
 where t.store = $1 and t.feed = $2 and t.vanished = $3::text::timestamptz
-limit 1
 """
 
 _BURY_OLD = """
