@@ -76,6 +76,8 @@ async def refresh(
     connection = await asyncpg.connect(dsn)
     try:
         await migrate(connection)
+        # What was measured before gave up its walks, and an importer that might still be there would be waited for.
+        await connection.execute("delete from clerk_feed.bookmark")
         refresher = Refresher(lambda: connection_for_refresh(dsn), lambda event: None)
         say(f"Rendering {items:,} items …")
         first = await refresher.refresh(_STORE, "products")
