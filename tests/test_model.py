@@ -443,6 +443,27 @@ def test_what_a_lost_answer_leaves_behind_does_not_stay_young(scene: Scene) -> N
     assert len(alone.sent) <= 12
 
 
+@pytest.mark.parametrize(
+    "minutes",
+    [
+        180,
+        pytest.param(60, marks=pytest.mark.xfail(strict=True, reason="each walk meets what the one before has left")),
+    ],
+)
+def test_what_a_lost_answer_leaves_behind_is_forgotten_although_every_walk_meets_it(scene: Scene, minutes: int) -> None:
+    """The catalog stays as it is, so that each walk has a bookmark of equal key there."""
+    (alone, *_) = scene.importers
+    for _ in range(6):
+        scene.receive(alone, 0)
+    scene.lose(alone, 0)
+    scene.finish(alone, 0)
+    for _ in range(6):
+        scene.world.let_pass(f"{minutes} minutes")
+        scene.finish(alone, 0)
+    waited_for = "select count(*) from clerk_feed.bookmark where not past and written > now() - interval '30 minutes'"
+    assert scene.world.database.value(waited_for) == 0
+
+
 def test_a_short_page_found_by_counting_is_no_end(world: World) -> None:
     """The bookmarks went with a database that was replaced, and an item went meanwhile."""
 
