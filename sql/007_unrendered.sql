@@ -5,7 +5,7 @@ create table clerk_feed.unrendered (
   feed text not null,
   -- When the process began that serves it so.
   since timestamptz not null default now(),
-  -- When it was last seen to serve; null once it has ended.
+  -- When it was last seen to serve; a minute before its end once it has ended.
   served timestamptz default now(),
   primary key (store, feed)
 );
