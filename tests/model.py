@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from app.catalog.ahead import Ahead
-from app.catalog.bookmarks import Bookmarks
+from app.catalog.bookmarks import Bookmarks, end_walks
 from app.catalog.guard import Guard
 from app.catalog.pool import Pool
 from app.catalog.reader import Reader
@@ -29,7 +29,7 @@ from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.endpoint import Answer, Catalog
 from app.protocol.feeds import FeedName
-from app.protocol.problems import OFFSET_LOST, Refusal
+from app.protocol.problems import KEY_CHANGED, OFFSET_LOST, WALK_LOST, Problem, Refusal
 from app.protocol.request import FeedRequest, Format
 from app.settings import Database as DatabaseSettings
 from app.settings import Duration, FeedSettings, Store
@@ -141,6 +141,7 @@ class _NoSmallPages(SmallPages):
         return None
 
 
+_STATE = ("bookmark", "asked", "walk")
 _RESUME_SECONDS = 5.0
 _DATABASE = DatabaseSettings(pool_size=4)
 
@@ -181,6 +182,7 @@ class World:
         self.processes = [loop.run(Process.open(database.dsn)) for _ in range(PROCESSES)]
 
     def begin(self, bookmarks: type[Bookmarks]) -> None:
+        self.order_keys("ints", "bigint")
         self.database.execute(
             "truncate ints.customers, texts.customers, clerk_feed.bookmark, clerk_feed.walk, clerk_feed.asked"
         )
@@ -203,6 +205,33 @@ class World:
             f"update clerk_feed.asked set asked = asked - interval '{interval}',"
             f" shared_until = shared_until - interval '{interval}', failed_over = failed_over - interval '{interval}'"
         )
+
+    def order_keys(self, name: str, type: str) -> None:
+        """Let the ids of a store be of another type, and so be in another order."""
+        now = self.database.value(
+            "select format_type(atttypid, null) from pg_attribute"
+            f" where attrelid = '{name}.customers'::regclass and attname = 'id'"
+        )
+        if now != type:
+            self.database.execute(f"alter table {name}.customers alter column id type {type} using id::{type}")
+
+    def let_the_standby_follow(self) -> None:
+        """It knows what is known now, and nothing of what comes."""
+        self.database.execute("drop schema if exists standby cascade; create schema standby")
+        for table in _STATE:
+            self.database.execute(f"create table standby.{table} as table clerk_feed.{table}")
+
+    def fail_over(self) -> None:
+        """To the standby, where one follows."""
+        if self.database.value("select to_regnamespace('standby') is not null"):
+            self.database.execute(f"truncate {', '.join(f'clerk_feed.{table}' for table in _STATE)}")
+            for table in _STATE:
+                self.database.execute(f"insert into clerk_feed.{table} overriding system value table standby.{table}")
+            self.database.execute("drop schema standby cascade")
+        for table in ("bookmark", "asked"):
+            self.database.execute(
+                f"update clerk_feed.{table} set timeline = 'before' where timeline = clerk_feed.timeline()"
+            )
 
     def close(self) -> None:
         for process in self.processes:
@@ -230,11 +259,17 @@ class Table:
     """The table of an example, and what is in it."""
 
     def __init__(self, world: World, name: str) -> None:
+        self._world = world
+        self._name = name
         self._database = world.database
         self._table = f"{name}.customers"
-        self._type = "bigint" if name == "ints" else "text"
+        self._type = self._type_now = "bigint" if name == "ints" else "text"
         self.keys = world.keys[name]
         self.rank_of = {key: rank for rank, key in enumerate(self.keys)}
+        self.rank_of |= {str(key): rank for rank, key in enumerate(self.keys)}
+        self._position = list(range(KEYS))
+        self.reordered = -1
+        """When the ids came in another order for the last time."""
         self.items: dict[int, Item] = {}
         self.until: dict[tuple[int, int], int] = {}
         """When a valid version of an item was replaced or deleted."""
@@ -252,7 +287,7 @@ class Table:
             f"""
             insert into {self._table} (id, email, version, modified_at)
             select k, $2, $3, timestamptz '2026-01-01 00:00:00+00' + $4::int * interval '250 ms'
-            from unnest($1::{self._type}[]) as k
+            from unnest($1::{self._type}[]::{self._type_now}[]) as k
             on conflict (id) do update
             set email = excluded.email, version = excluded.version, modified_at = excluded.modified_at
             """,
@@ -268,7 +303,24 @@ class Table:
         self._end(gone)
         for rank in gone:
             del self.items[rank]
-        self._database.execute(f"delete from {self._table} where id = any($1)", [self.keys[rank] for rank in gone])
+        self._database.execute(
+            f"delete from {self._table} where id = any($1::{self._type}[]::{self._type_now}[])",
+            [self.keys[rank] for rank in gone],
+        )
+
+    def order_otherwise(self) -> None:
+        """Let ids that are numbers be texts, or numbers again."""
+        if self._type == "text":
+            return
+        self.clock += 1
+        self.reordered = self.clock
+        self._type_now = "bigint" if self._type_now == "text" else "text"
+        self._world.order_keys(self._name, self._type_now)
+        ordered = self._database.fetch(
+            f"select k from unnest($1::bigint[]) as k order by k::{self._type_now}", self.keys
+        )
+        for position, row in enumerate(ordered):
+            self._position[self.rank_of[row["k"]]] = position
 
     def _end(self, ranks: Iterable[int]) -> None:
         for rank in ranks:
@@ -287,8 +339,8 @@ class Table:
         """Where an item comes in a walk."""
         item = self.items.get(rank) if incremental else None
         if item is None:
-            return (0, rank)
-        return (item.changed if incremental and item.dated else 0, rank)
+            return (0, self._position[rank])
+        return (item.changed if incremental and item.dated else 0, self._position[rank])
 
 
 @dataclass
@@ -311,6 +363,10 @@ class Importer:
     stops_short: bool = False
     """Whether a page that is not full is the end to it, without asking for the empty one."""
     walking: bool = False
+    walk: int = 0
+    """Which of its walks this is."""
+    minutes: int = 0
+    """How long it has been at this offset."""
     offset: int = 0
     began: int = 0
     since: int = 0
@@ -335,6 +391,8 @@ class Walks(RuleBasedStateMachine):
     """Whether a page asked for again must start exactly where it did; otherwise there or before."""
     ends_are_exact: ClassVar[bool] = False
     """Whether an empty answer asked for again must be empty again, but for what came meanwhile."""
+    refusals: ClassVar[frozenset[Problem]] = frozenset()
+    """What an importer may be told instead of an answer."""
 
     def __init__(self, world: World, bookmarks: type[Bookmarks] = Bookmarks) -> None:
         super().__init__()
@@ -434,6 +492,7 @@ class Walks(RuleBasedStateMachine):
         for number, importer in enumerate(self.importers):
             if importer.walking:
                 self.finish(importer, number)
+                self.abandon(importer)
         for number, importer in enumerate(self.importers):
             importer.incremental = not importer.incremental
             self.finish(importer, number)
@@ -448,9 +507,11 @@ class Walks(RuleBasedStateMachine):
         if not importer.walking:
             importer.walking = True
             importer.offset = 0
+            importer.minutes = 0
             importer.sent = []
             importer.asked = None
         if importer.offset == 0:
+            importer.walk += 1
             importer.began = self.catalog.clock + 1
             importer.since = importer.synced
             importer.must = {
@@ -465,30 +526,35 @@ class Walks(RuleBasedStateMachine):
             modified_after=_EPOCH + importer.since * _TICK if importer.incremental else None,
         )
 
-    def receive(self, importer: Importer, process: int) -> None:
-        self._take(importer, self._asked(importer, process))
+    def receive(self, importer: Importer, process: int) -> bool:
+        """Whether it was answered."""
+        page = self._asked(importer, process)
+        if page is not None:
+            self._take(importer, page)
+        return page is not None
 
     def lose(self, importer: Importer, process: int) -> None:
         """The page was made, and its answer got lost on the way."""
         page = self._asked(importer, process)
-        importer.asked = page if importer.offset else None  # a walk whose first answer is lost simply begins anew
+        if page is not None:
+            importer.asked = page if importer.offset else None  # a walk whose first answer is lost simply begins anew
 
     def _receive_together(self, importers: list[Importer], process: int) -> None:
-        async def ask(number: int, importer: Importer) -> bytes:
-            return await self._process(process + number).page(self.store, self._wanted(importer))
-
-        async def all_of_them() -> list[bytes]:
-            return await asyncio.gather(*(ask(number, importer) for number, importer in enumerate(importers)))
+        async def all_of_them() -> list[bytes | None]:
+            asking = (self._ask(importer, process + number) for number, importer in enumerate(importers))
+            return await asyncio.gather(*asking)
 
         bodies = self.world.loop.run(all_of_them())
         for importer, body in zip(importers, bodies, strict=True):
-            self._take(importer, self._checked(importer, body))
+            if body is not None:
+                self._take(importer, self._checked(importer, body))
 
     def finish(self, importer: Importer, process: int) -> None:
-        self.receive(importer, process)
-        while importer.walking:
+        """To the end of a walk, or until one page of it is refused."""
+        answered = self.receive(importer, process)
+        while answered and importer.walking:
             process += 1
-            self.receive(importer, process)
+            answered = self.receive(importer, process)
 
     def abandon(self, importer: Importer) -> None:
         importer.walking = False
@@ -497,13 +563,22 @@ class Walks(RuleBasedStateMachine):
     def _process(self, number: int) -> Process:
         return self.world.processes[number % PROCESSES]
 
-    def _asked(self, importer: Importer, process: int) -> Page:
-        wanted = self._wanted(importer)
-        return self._checked(importer, self.world.loop.run(self._process(process).page(self.store, wanted)))
+    async def _ask(self, importer: Importer, process: int) -> bytes | None:
+        try:
+            return await self._process(process).page(self.store, self._wanted(importer))
+        except Refusal as refusal:
+            if refusal.problem not in self.refusals:
+                raise
+            return None
+
+    def _asked(self, importer: Importer, process: int) -> Page | None:
+        body = self.world.loop.run(self._ask(importer, process))
+        return None if body is None else self._checked(importer, body)
 
     def _take(self, importer: Importer, page: Page) -> None:
         """An answer arrived."""
         importer.asked = None
+        importer.minutes = 0
         importer.sent += page.ranks
         importer.index |= page.versions
         full = len(page.ranks) == importer.limit
@@ -544,7 +619,8 @@ class Walks(RuleBasedStateMachine):
                 self._violated(Malformed, f"{where}: {item} is not what the catalog holds, {held}")
         versions = {rank: item["version"] for item, rank in zip(items, ranks, strict=True)}
         places = [self.catalog.place(rank, incremental=importer.incremental) for rank in ranks]
-        if any(one >= next for one, next in pairwise(places)):
+        # A page may have been read ahead, in the order of before.
+        if importer.began > self.catalog.reordered and any(one >= next for one, next in pairwise(places)):
             self._violated(Malformed, f"{where}: out of order, {places}")
         # What a bookmark at offset K points behind is the Kth place at least, so no walk comes beyond all places.
         most = self.catalog.places if importer.incremental else KEYS
@@ -636,15 +712,54 @@ class Disturbances(Walks):
     def walk_on_at_the_same_moment(self, process: int, count: int) -> None:
         self._receive_together(self.importers[:count], process)
 
+    @rule(minutes=st.sampled_from((1, 30, 61, 119, 120)))
+    def let_minutes_pass(self, minutes: int) -> None:
+        """No importer is at one place for two hours: what was under way is abandoned by then."""
+        for importer in self.importers:
+            importer.minutes += minutes
+            if importer.minutes >= 120:
+                self.abandon(importer)
+        self.let_pass(f"{minutes} minutes")
+
+    def let_pass(self, interval: str) -> None:
+        self.world.let_pass(interval)
+
+
+class Operations(Disturbances):
+    """What operators and shops do besides: failovers, ids of another type, `end-walks`.
+
+    Whoever is refused asks again, or begins anew, whenever it likes.
+    """
+
+    refusals = frozenset({KEY_CHANGED, WALK_LOST})
+
+    @rule(late=st.lists(st.integers(0, IMPORTERS - 1), max_size=4), process=st.integers(0, PROCESSES - 1))
+    def fail_over(self, late: list[int], process: int) -> None:
+        """To a standby that does not know of the last pages. Nothing is promised to a walk it knows nothing of."""
+        self.world.let_the_standby_follow()
+        known = [(importer, importer.walk) for importer in self.importers if importer.offset]
+        for i in late:
+            self.receive(self.importers[i], process)
+        self.world.fail_over()
+        for importer in self.importers:
+            if (importer, importer.walk) not in known:
+                self.abandon(importer)
+
     @rule()
-    def let_two_hours_pass(self) -> None:
-        """No importer pauses for so long: what was under way is abandoned."""
+    def order_the_ids_otherwise(self) -> None:
+        self.catalog.order_otherwise()
+
+    @rule()
+    def end_walks(self) -> None:
+        """By an operator who knows that none is under way."""
         for importer in self.importers:
             self.abandon(importer)
-        self.let_hours_pass(2)
 
-    def let_hours_pass(self, hours: int) -> None:
-        self.world.let_pass(f"{hours} hours")
+        async def said() -> None:
+            async with self.world.processes[0].pool.connection() as connection:
+                await end_walks(connection, [self.store.name], [FEED])
+
+        self.world.loop.run(said())
 
 
 class Alone(Walks):
@@ -662,12 +777,13 @@ class Alone(Walks):
     def go_on_with_another_limit(self, limit: int) -> None:
         self.limit = limit
 
-    def receive(self, importer: Importer, process: int) -> None:
+    def receive(self, importer: Importer, process: int) -> bool:
         importer.stops_short = False
         if not importer.walking:
             importer.limit = self.limit
         if importer.walking or any(item.valid for item in self.catalog.items.values()):
-            super().receive(importer, process)
+            return super().receive(importer, process)
+        return False
 
 
 class AloneWithRetries(Walks):

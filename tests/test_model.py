@@ -17,6 +17,7 @@ from app.catalog.standbys import Mark
 from app.protocol.problems import Refusal
 from tests.conftest import Database, Loop
 from tests.model import (
+    PROCESSES,
     Alone,
     AloneWithRetries,
     Disturbances,
@@ -24,6 +25,7 @@ from tests.model import (
     Lost,
     Malformed,
     Moved,
+    Operations,
     Repeated,
     Walks,
     World,
@@ -59,6 +61,14 @@ def test_no_order_of_events_loses_an_item_of_pages_read_ahead(world: World) -> N
     run(Disturbances, world, LargePages, examples=EXAMPLES)
 
 
+def test_no_failover_and_no_change_of_ids_loses_an_item(world: World) -> None:
+    run(Operations, world, examples=EXAMPLES)
+
+
+def test_no_failover_and_no_change_of_ids_loses_an_item_of_large_pages(world: World) -> None:
+    run(Operations, world, LargePages, examples=EXAMPLES)
+
+
 def test_an_importer_that_is_alone_is_sent_no_item_twice(world: World) -> None:
     run(Alone, world, examples=EXAMPLES // 4)
 
@@ -75,9 +85,7 @@ class NoBookmarks(Bookmarks):
 
     ends_by_counting = True
 
-    async def find(
-        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
-    ) -> Bookmark | None:
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
         return None
 
 
@@ -88,9 +96,7 @@ class Remembered(Bookmarks):
         super().__init__(*parts)
         self._known: dict[tuple[bool, int], Bookmark | None] = {}
 
-    async def find(
-        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
-    ) -> Bookmark | None:
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
         place = (incremental, offset)
         if self._known.get(place) is None:
             self._known[place] = await super().find(source, offset, limit, incremental=incremental)
@@ -108,9 +114,7 @@ class Downwards(Key, frozen=True):
 class HighestKey(Bookmarks):
     """Of several bookmarks at an offset the one that is furthest on: no item would be sent twice."""
 
-    async def find(
-        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
-    ) -> Bookmark | None:
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
         downwards = Downwards(source.key.family, f"{source.key.order} desc")
         return await super().find(
             msgspec.structs.replace(source, key=downwards), offset, limit, incremental=incremental
@@ -139,9 +143,7 @@ class NeverPast(Bookmarks):
 class Unnumbered(Bookmarks):
     """A page that was read ahead is good for whoever starts where it starts."""
 
-    async def find(
-        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
-    ) -> Bookmark | None:
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
         found = await super().find(source, offset, limit, incremental=incremental)
         return found and msgspec.structs.replace(found, newest=0)
 
@@ -152,7 +154,21 @@ class Unnumbered(Bookmarks):
         return walk, 0
 
 
+class Unwarned(Bookmarks):
+    """Nobody notices a failover."""
+
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+        async with self._pool.connection() as connection:
+            for table in ("bookmark", "asked"):
+                await connection.execute(f"update clerk_feed.{table} set timeline = clerk_feed.timeline()")
+        return await super().find(source, offset, limit, incremental=incremental)
+
+
 class CountedDisturbances(Disturbances):
+    counted_pages_are_wrong = False
+
+
+class CountedOperations(Operations):
     counted_pages_are_wrong = False
 
 
@@ -162,6 +178,7 @@ class CountedDisturbances(Disturbances):
         (CountedDisturbances, NoBookmarks),
         (Disturbances, Remembered),
         (Disturbances, HighestKey),
+        (CountedOperations, Unwarned),
     ],
 )
 def test_items_are_lost(world: World, machine: type[Walks], bookmarks: type[Bookmarks]) -> None:
@@ -205,7 +222,7 @@ def scene(world: World) -> Scene:
 def test_an_importer_that_paused_for_hours_goes_on_where_it_was(scene: Scene) -> None:
     paused = scene.importers[0]
     scene.receive(paused, 0)
-    scene.let_hours_pass(3)
+    scene.let_pass("3 hours")
     scene.drop([5, 6])
     assert scene.sent_by(paused) == [8, 9, 10]
 
@@ -213,7 +230,7 @@ def test_an_importer_that_paused_for_hours_goes_on_where_it_was(scene: Scene) ->
 def test_an_importer_that_paused_goes_on_where_it_was_although_another_has_finished_a_walk(scene: Scene) -> None:
     paused, other, _ = scene.importers
     scene.receive(paused, 0)
-    scene.let_hours_pass(3)
+    scene.let_pass("3 hours")
     scene.drop([5, 6, 7])
     scene.finish(other, 0)
     assert scene.sent_by(paused) == [8, 9, 10]
@@ -223,7 +240,7 @@ def test_an_importer_that_paused_for_two_hours_is_taken_for_a_younger_one_at_its
     """The price of not sending abandoned walks' items again and again for a day."""
     paused, younger, _ = scene.importers
     scene.receive(paused, 0)
-    scene.let_hours_pass(2)
+    scene.let_pass("2 hours")
     scene.drop([5, 6, 7])
     scene.receive(younger, 0)
     assert scene.sent_by(paused) == [11, 12, 13]
@@ -232,7 +249,7 @@ def test_an_importer_that_paused_for_two_hours_is_taken_for_a_younger_one_at_its
 def test_an_importer_that_paused_for_less_than_two_hours_is_not(scene: Scene) -> None:
     paused, younger, _ = scene.importers
     scene.receive(paused, 0)
-    scene.world.let_pass("119 minutes")
+    scene.let_pass("119 minutes")
     scene.drop([5, 6, 7])
     scene.receive(younger, 0)
     assert scene.sent_by(paused) == [8, 9, 10]
@@ -242,12 +259,12 @@ def test_an_importer_that_paused_for_less_than_two_hours_is_not(scene: Scene) ->
 def test_of_equal_keys_the_one_that_stays_is_as_young_as_the_one_that_goes(scene: Scene, failed_over: bool) -> None:
     first, slow, _ = scene.importers
     scene.receive(first, 0)
-    scene.world.let_pass("65 minutes")
+    scene.let_pass("65 minutes")
     scene.receive(slow, 0)
     scene.finish(first, 0)
-    scene.world.let_pass("60 minutes")
+    scene.let_pass("60 minutes")
     if failed_over:
-        fail_over(scene.world)
+        scene.world.fail_over()
     scene.drop([5, 6, 7])
     scene.receive(first, 0)
     if failed_over:
@@ -314,9 +331,7 @@ def test_a_retry_where_different_limits_meet(scene: Scene) -> None:
 class Unshared(Bookmarks):
     """A feed is never taken for one that several importers read at once."""
 
-    async def find(
-        self, source: Source, offset: int, limit: int, *, incremental: bool, writes: bool = True
-    ) -> Bookmark | None:
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
         await self._forget(offset, limit)
         return await super().find(source, offset, limit, incremental=incremental)
 
@@ -343,9 +358,34 @@ def test_items_are_lost_where_nobody_sees_that_a_feed_is_shared(world: World) ->
         test_a_retry_where_different_limits_meet(scene)
 
 
-def fail_over(world: World) -> None:
-    for table in ("bookmark", "asked"):
-        world.database.execute(f"update clerk_feed.{table} set timeline = 'before'")
+class Unordered(Bookmarks):
+    """A key is a key, whatever type the ids are of."""
+
+    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
+        async with self._pool.connection() as connection:
+            await connection.execute(
+                "update clerk_feed.bookmark set key_family = replace(key_family, $1, $2)",
+                "text" if source.key.family == "int8" else "int8",
+                source.key.family,
+            )
+        return await super().find(source, offset, limit, incremental=incremental)
+
+
+def test_items_are_lost_where_the_order_of_a_key_does_not_matter(world: World) -> None:
+    class Operated(Scene, Operations):
+        pass
+
+    scene = Operated(world, Unordered)
+    scene.shop("ints", first=5, count=20, step=1, undated=False)
+    (importer, *_) = scene.importers
+    scene.order_the_ids_otherwise()
+    while not importer.sent:
+        scene.receive(importer, 0)
+    scene.order_the_ids_otherwise()
+    for process in range(PROCESSES):  # each is told that the type is another one by a page that fails
+        scene.receive(importer, process)
+    with pytest.raises(Lost):
+        scene.finish(importer, 0)
 
 
 def test_after_a_failover_nobody_goes_on_from_the_bookmark_of_another(scene: Scene) -> None:
@@ -353,7 +393,7 @@ def test_after_a_failover_nobody_goes_on_from_the_bookmark_of_another(scene: Sce
     slow, other, _ = scene.importers
     scene.receive(slow, 0)
     scene.finish(other, 0)
-    fail_over(scene.world)
+    scene.world.fail_over()
     scene.drop([5, 6, 7])
     scene.receive(other, 0)
     with pytest.raises(Refusal, match="may have been under way before"):
@@ -366,7 +406,7 @@ def test_after_a_failover_nobody_is_told_in_anothers_place(scene: Scene) -> None
     scene.receive(slow, 0)
     for _ in range(3):
         scene.receive(other, 0)
-    fail_over(scene.world)
+    scene.world.fail_over()
     scene.drop([5, 6, 7])
     for _ in range(2):
         for _ in range(2):
@@ -382,21 +422,21 @@ def test_after_a_failover_walks_pass_again_when_nobody_can_be_there_any_more(sce
     importer, *_ = scene.importers
     for _ in range(4):
         scene.receive(importer, 0)
-    fail_over(scene.world)
+    scene.world.fail_over()
     scene.drop([5])
     for hours in (0, 1):
-        scene.let_hours_pass(hours)
+        scene.let_pass(f"{hours} hours")
         with pytest.raises(Refusal, match="may have been under way before"):
             scene.finish(importer, 0)
         scene.abandon(importer)
-    scene.let_hours_pass(1)
+    scene.let_pass("1 hour")
     scene.finish(importer, 0)
 
 
 def test_a_failover_shows_where_the_first_page_after_it_could_not_note_it(scene: Scene) -> None:
     slow, other, _ = scene.importers
     scene.receive(slow, 0)
-    fail_over(scene.world)
+    scene.world.fail_over()
     scene.drop([5, 6, 7])
     scene.world.database.execute("begin; select from clerk_feed.asked for update")
     try:
@@ -417,7 +457,7 @@ def test_what_a_lost_answer_leaves_behind_does_not_stay_young(scene: Scene) -> N
     alone.sent = []
     scene.finish(alone, 0)
     for number in range(30):
-        scene.world.let_pass("10 minutes")
+        scene.let_pass("10 minutes")
         scene.put([number])
         scene.finish(alone, 0)
     assert len(alone.sent) <= 12
@@ -438,7 +478,7 @@ def test_what_a_lost_answer_leaves_behind_is_forgotten_although_every_walk_meets
     scene.lose(alone, 0)
     scene.finish(alone, 0)
     for _ in range(6):
-        scene.world.let_pass(f"{minutes} minutes")
+        scene.let_pass(f"{minutes} minutes")
         scene.finish(alone, 0)
     waited_for = "select count(*) from clerk_feed.bookmark where not past and written > now() - interval '30 minutes'"
     assert scene.world.database.value(waited_for) == 0
@@ -466,7 +506,7 @@ def test_a_short_page_found_by_counting_is_no_end(world: World) -> None:
 def test_after_a_failover_between_walks_the_next_one_is_served(scene: Scene) -> None:
     importer, *_ = scene.importers
     scene.finish(importer, 0)
-    fail_over(scene.world)
+    scene.world.fail_over()
     scene.finish(importer, 0)
 
 
@@ -474,7 +514,7 @@ def test_one_that_paused_for_two_hours_takes_nothing_from_another(scene: Scene) 
     paused, slow, _ = scene.importers
     scene.receive(paused, 0)
     scene.receive(paused, 0)
-    scene.world.let_pass("121 minutes")
+    scene.let_pass("121 minutes")
     scene.receive(slow, 0)
     scene.lose(slow, 0)
     paused.must = set()  # nothing is promised to the one that paused
@@ -491,14 +531,14 @@ def test_walks_that_are_older_than_another_take_nothing_from_it(world: World) ->
     for importer in (first, second, first, second):
         scene.receive(importer, 0)
     scene.finish(second, 0)
-    scene.world.let_pass("50 minutes")
+    scene.let_pass("50 minutes")
     scene.put([12])
     scene.receive(slow, 0)
     scene.lose(slow, 0)
     scene.finish(first, 0)
     scene.drop([5, 7, 9])
     scene.receive(second, 0)
-    scene.world.let_pass("11 minutes")
+    scene.let_pass("11 minutes")
     assert scene.sent_by(slow)[0] == 11
 
 
