@@ -3,6 +3,7 @@
 An advisory lock that a view waits for holds a page exactly where a test wants it.
 """
 
+import asyncio
 import http.client
 import shutil
 import signal
@@ -19,7 +20,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from app.catalog.pool import Patience, Pool
 from app.clerk.importer import Importer
+from app.settings import Database as DatabaseSettings
 from loadtests.postgres import Postgres, StopMode
 from tests.clerk import FakeClerk, problem
 from tests.conftest import (
@@ -246,6 +249,24 @@ def test_a_cursor_that_the_database_ends_for_idling_is_opened_again(
     with closing(Streaming(service)) as stream:
         cursor_of(database)
         eventually(lambda: in_cursor(database) == [])
+        found, ended = stream.rest()
+    assert ended
+    assert found == list(range(1, LARGE + 1))
+
+
+def test_a_stream_may_last_longer_than_the_database_lets_a_transaction(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    fill(database, LARGE, description="x" * 1000)
+    name = database.value("select quote_ident(current_database())")
+    if database.value("select current_setting('transaction_timeout', true)") is None:
+        pytest.skip("this PostgreSQL has no transaction_timeout")
+    database.execute(f"alter database {name} set transaction_timeout = '300ms'")
+    service = serve(one_store(database.dsn, clerk))
+    with closing(Streaming(service)) as stream:
+        backend = cursor_of(database)
+        time.sleep(0.6)
+        assert in_cursor(database) == [backend]
         found, ended = stream.rest()
     assert ended
     assert found == list(range(1, LARGE + 1))
@@ -861,3 +882,37 @@ def test_an_invalid_item_before_a_page_whose_first_row_fails_ends_no_walk(
     database.execute("update shop.people set number = '12a' where id = 31")
     problem(service.get("/shop/customers?limit=10&offset=20"), 500, "source-failed")
     assert database.value("select count(*) from clerk_feed.walk where ended is not null") == 0
+
+
+def test_of_two_that_wait_for_each_other_the_one_that_is_given_up_does_its_work_again(
+    create_database: Callable[[], Database], loop: Loop
+) -> None:
+    """As two pages may that change the same bookmarks."""
+    database = create_database()
+    database.execute(
+        "create table pair (id int primary key, changes int not null); insert into pair values (1, 0), (2, 0)"
+    )
+
+    async def change_both() -> None:
+        pool = await Pool.open(database.dsn, DatabaseSettings(), lambda event: None)
+        met = asyncio.Barrier(2)
+        attempts = 0
+
+        async def change(connection: Any, ids: tuple[int, int]) -> None:
+            nonlocal attempts
+            attempts += 1
+            again = attempts > 2
+            async with connection.transaction():
+                for id in ids:
+                    await connection.execute("update pair set changes = changes + 1 where id = $1", id)
+                    if id == ids[0] and not again:
+                        await met.wait()
+
+        try:
+            await asyncio.gather(*(pool.patiently(partial(change, ids=ids), Patience(10)) for ids in ((1, 2), (2, 1))))
+        finally:
+            await pool.close()
+        assert attempts == 3
+
+    loop.run(change_both())
+    assert [row["changes"] for row in database.fetch("select changes from pair")] == [2, 2]

@@ -344,6 +344,20 @@ def test_a_table_filled_anew_during_a_refresh_loses_nothing(bare: RenderedShop, 
     assert tombstones(bare) == []
 
 
+def test_a_refresh_may_last_longer_than_the_database_lets_a_transaction(bare: RenderedShop) -> None:
+    if bare.database.value("select current_setting('transaction_timeout', true)") is None:
+        pytest.skip("this PostgreSQL has no transaction_timeout")
+    name = bare.database.value("select quote_ident(current_database())")
+    bare.execute(PRODUCTS.replace("{s}.products", "{s}.chairs"))
+    bare.execute("insert into {s}.chairs (id) select generate_series(1, 6)")
+    bare.execute("create view {s}.products as select c.* from {s}.chairs as c, lateral pg_sleep(0.1 + 0 * c.id)")
+    bare.database.execute(f"alter database {name} set transaction_timeout = '300ms'")
+    try:
+        assert bare.refresh().items == 6
+    finally:
+        bare.database.execute(f"alter database {name} reset transaction_timeout")
+
+
 def test_a_feed_whose_rows_are_all_invalid_does_not_begin_empty(bare: RenderedShop) -> None:
     bare.execute("create table {s}.orders as select 1 as id, null::json as products, now() as time")
     with pytest.raises(RefreshHeldBackError, match="all of its rows lack required attributes"):

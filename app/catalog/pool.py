@@ -36,6 +36,8 @@ LOST = (
     asyncpg.TooManyConnectionsError,
     # A standby cancels what is in the way of its replay.
     asyncpg.SerializationError,
+    # Two pages change bookmarks of equal key; one of them is given up, for the other to go on.
+    asyncpg.DeadlockDetectedError,
     # The primary has become a standby.
     asyncpg.ReadOnlySQLTransactionError,
     OSError,
@@ -93,7 +95,7 @@ class Pool:
             # Its server connections belong to a transaction at a time, and it refuses settings it does not know.
             del session["default_transaction_isolation"]
             local_settings = "; ".join(f"set local {name} = '{value}'" for name, value in session.items())
-            local_settings += f"; {_DURABLE.replace('false', 'true')}"
+            local_settings += f"; {_DURABLE.replace('false', 'true')}; {NO_DEADLINE.format(local='true')}"
             session = {}
         pool = await asyncpg.create_pool(
             dsn,
@@ -285,6 +287,11 @@ def shuffled(dsn: str) -> str:
 _DURABLE = "select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'"
 """A bookmark is durable before its page is sent, though the shop's own commits may not be."""
 
+NO_DEADLINE = """
+select set_config('transaction_timeout', '0', {local}) where current_setting('server_version_num')::int >= 170000
+"""
+"""SQL that lifts the shop's own bound on transactions, since PostgreSQL 17: ours are bounded otherwise."""
+
 
 async def _prepare_codecs_locally(connection: Any) -> None:
     # asyncpg asks for types by statements that it prepares and then runs: one transaction, or two servers.
@@ -296,7 +303,7 @@ async def _prepare_codecs(connection: Any) -> None:
     def codec(name: str, decoder: Callable[[Any], Any], wire: str) -> Any:
         return connection.set_type_codec(name, schema="pg_catalog", decoder=decoder, encoder=_refuse, format=wire)
 
-    await connection.execute(_DURABLE)
+    await connection.execute(f"{_DURABLE}; {NO_DEADLINE.format(local='false')}")
     # As text a real 4.8 is not 4.800000190734863, and a numeric keeps its digits.
     await codec("float4", msgspec.Raw, "text")
     await codec("numeric", msgspec.Raw, "text")

@@ -20,7 +20,7 @@ import asyncpg
 import msgspec
 
 from app.catalog.guard import shrunk
-from app.catalog.pool import LOST
+from app.catalog.pool import LOST, NO_DEADLINE
 from app.catalog.rendering import Rendering, rendering
 from app.catalog.source import columns_of, items_relation, key_of_items
 from app.protocol.feeds import FEEDS, FeedName
@@ -540,7 +540,8 @@ def _statement(template: str, how: Rendering, table: str, id: int) -> str:
     return template.format(table=items_relation(table), tick=f"nextval('{_sequence(id)}')", **_parts(how))
 
 
-_SETTINGS = """
+_SETTINGS = f"""
+{NO_DEADLINE.format(local="true")};
 set local statement_timeout = 0;
 set local idle_in_transaction_session_timeout = '60s';
 set local lock_timeout = '60s';

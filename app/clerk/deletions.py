@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from app.catalog.pool import NO_DEADLINE
 from app.catalog.rendered import OUTBOX_LOCK
 from app.catalog.source import items_relation, key_of_items
 from app.clerk.api import ClerkApi, ClerkDeniedError, ClerkRefusedError, ClerkUnreachableError, json_ids
@@ -184,7 +185,8 @@ class _Push:
             await connection.execute(
                 "set local lock_timeout = '60s'; set local idle_in_transaction_session_timeout = 0"
             )
-            await connection.execute(_NO_DEADLINE)
+            # The lock ends with the session, and Clerk's answer may take longer than a transaction may.
+            await connection.execute(NO_DEADLINE.format(local="true"))
             await connection.execute("select pg_advisory_xact_lock($1, $2)", OUTBOX_LOCK, self._id)
             await self._forget_returned(items)
             due = await connection.fetch(_STILL_DUE, *place, items)
@@ -261,12 +263,6 @@ select r.id, r.items_table
 from clerk_feed.rendered as r
 where r.store = $1 and r.feed = $2
   and not exists (select from clerk_feed.unrendered as u where u.store = r.store and u.feed = r.feed)
-"""
-
-# The lock ends with the session, and Clerk's answer may take longer than the database lets a transaction be, which it
-# can do since PostgreSQL 17.
-_NO_DEADLINE = """
-select set_config('transaction_timeout', '0', true) where current_setting('server_version_num')::int >= 170000
 """
 
 _TABLE = "select items_table from clerk_feed.rendered where id = $1"
