@@ -91,9 +91,8 @@ class Process:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.events: list[Event] = []
-        self.sources = Sources(pool, _RESUME_SECONDS)
-        self._reader = Reader(pool, self.sources, _DATABASE, self.events.append)
         self._guard = Guard(pool, _RESUME_SECONDS, self.events.append)
+        self.describe_anew()
         self.begin(Bookmarks)
 
     @classmethod
@@ -104,6 +103,11 @@ class Process:
         except BaseException:
             await pool.close()  # an open pool would keep the loop from closing
             raise
+
+    def describe_anew(self) -> None:
+        """Forget what the sources looked like."""
+        self.sources = Sources(self.pool, _RESUME_SECONDS)
+        self._reader = Reader(self.pool, self.sources, _DATABASE, self.events.append)
 
     def begin(self, bookmarks: type[Bookmarks]) -> None:
         """Begin an example, with bookmarks of this class."""
@@ -182,7 +186,10 @@ class World:
         self.processes = [loop.run(Process.open(database.dsn)) for _ in range(PROCESSES)]
 
     def begin(self, bookmarks: type[Bookmarks]) -> None:
-        self.order_keys("ints", "bigint")
+        if self.order_keys("ints", "bigint"):
+            for process in self.processes:
+                process.describe_anew()
+        self.database.execute("drop schema if exists standby cascade")  # of an example that failed
         self.database.execute(
             "truncate ints.customers, texts.customers, clerk_feed.bookmark, clerk_feed.walk, clerk_feed.asked"
         )
@@ -206,14 +213,15 @@ class World:
             f" shared_until = shared_until - interval '{interval}', failed_over = failed_over - interval '{interval}'"
         )
 
-    def order_keys(self, name: str, type: str) -> None:
-        """Let the ids of a store be of another type, and so be in another order."""
+    def order_keys(self, name: str, type: str) -> bool:
+        """Let the ids of a store be of a type, and so be in its order; whether they were of another one."""
         now = self.database.value(
             "select format_type(atttypid, null) from pg_attribute"
             f" where attrelid = '{name}.customers'::regclass and attname = 'id'"
         )
         if now != type:
             self.database.execute(f"alter table {name}.customers alter column id type {type} using id::{type}")
+        return bool(now != type)
 
     def let_the_standby_follow(self) -> None:
         """It knows what is known now, and nothing of what comes."""

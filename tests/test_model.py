@@ -274,6 +274,74 @@ def test_of_equal_keys_the_one_that_stays_is_as_young_as_the_one_that_goes(scene
         assert scene.sent_by(slow) == [8, 9, 10]
 
 
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
+@pytest.mark.parametrize("failed_over", [False, True])
+def test_of_different_keys_the_one_that_stays_is_as_young_as_the_one_that_goes(
+    world: World, bookmarks: type[Bookmarks], failed_over: bool
+) -> None:
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=5, count=20, step=1, undated=False)
+    first, slow, _ = scene.importers
+    scene.receive(first, 0)
+    scene.let_pass("110 minutes")
+    scene.drop([5])
+    scene.receive(slow, 0)  # taken for a retry of the page before
+    scene.let_pass("5 minutes")
+    scene.finish(first, 0)
+    scene.let_pass("10 minutes")
+    if failed_over:
+        scene.world.fail_over()
+    scene.drop([6, 7, 8])
+    scene.receive(first, 0)
+    if failed_over:
+        with pytest.raises(Refusal, match="may have been under way before"):
+            scene.receive(slow, 0)
+    else:
+        assert scene.sent_by(slow) == [9, 10, 11]
+
+
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
+def test_importers_that_take_each_others_place_for_hours_lose_nothing(world: World, bookmarks: type[Bookmarks]) -> None:
+    """Each is at one place for less than two hours; at the end `one` is for 22 minutes."""
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=5, count=20, step=1, undated=False)
+    one, two, _ = scene.importers
+    scene.receive(one, 0)
+    scene.let_pass("110 minutes")
+    scene.receive(two, 0)
+    scene.let_pass("5 minutes")
+    scene.finish(one, 0)
+    scene.let_pass("105 minutes")
+    scene.receive(one, 0)
+    scene.let_pass("1 minute")
+    scene.finish(two, 0)
+    scene.let_pass("21 minutes")
+    scene.drop([5, 6, 7])
+    scene.receive(two, 0)
+    assert scene.sent_by(one) == [8, 9, 10]
+
+
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
+def test_an_empty_answer_asked_for_again_is_no_second_arrival(world: World, bookmarks: type[Bookmarks]) -> None:
+    """Its own bookmark is past then, and what a walk left behind that was given up hours ago takes its place."""
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=2, count=9, step=1, undated=False)
+    first, slow, _ = scene.importers
+    for _ in range(2):
+        scene.receive(first, 0)
+    scene.abandon(first)
+    scene.let_pass("3 hours")
+    scene.drop([2, 3, 4])
+    scene.receive(first, 0)
+    scene.receive(slow, 0)
+    scene.receive(first, 0)
+    scene.lose(first, 0)
+    scene.finish(first, 0)
+    scene.drop([5])
+    scene.receive(first, 0)
+    assert scene.sent_by(slow) == [8, 9, 10]
+
+
 # Importers that meet
 
 
@@ -445,6 +513,38 @@ def test_a_failover_shows_where_the_first_page_after_it_could_not_note_it(scene:
             scene.receive(slow, 0)
     finally:
         scene.world.database.execute("rollback")
+
+
+def test_a_database_made_anew_from_a_dump_knows_no_walk_that_began_since(
+    create_database: Callable[[], Database], loop: Loop
+) -> None:
+    """What the walk before has left behind is in it, and must not be taken for this one's."""
+    world = World(loop, create_database())
+    try:
+        scene = Scene(world)
+        scene.shop("ints", first=5, count=20, step=1, undated=False)
+        (importer, *_) = scene.importers
+        scene.finish(importer, 0)
+        scene.let_pass("20 minutes")
+        scene.drop([5, 6])
+        scene.put([0, 1, 2])
+        world.let_the_standby_follow()
+        scene.receive(importer, 0)
+        world.database.execute(
+            """
+            drop table clerk_feed.bookmark;
+            create table clerk_feed.bookmark (like standby.bookmark including all);
+            alter table clerk_feed.bookmark
+              alter id set not null, alter id add generated always as identity (start 1000),
+              alter timeline set default clerk_feed.timeline(), alter written set default clock_timestamp(),
+              alter past set default false, alter used set default false;
+            insert into clerk_feed.bookmark overriding system value table standby.bookmark
+            """
+        )
+        with pytest.raises(Refusal, match="may have been under way before"):
+            scene.receive(importer, 0)
+    finally:
+        world.close()
 
 
 def test_what_a_lost_answer_leaves_behind_does_not_stay_young(scene: Scene) -> None:

@@ -86,19 +86,19 @@ CLASH = "not exists (select from said)"
 NOTED = "(select count(*) from said) >= 0"
 """Behind NOTE: true, and what comes with it waits for it."""
 
-STARTED = """
+STARTED = f"""
   update clerk_feed.bookmark as s
   set used = true
-  from (select o.id, o.used from clerk_feed.bookmark as o where o.id = {start} for update skip locked) as o
+  from (select o.id, o.used from clerk_feed.bookmark as o where o.id = {{start}} for update skip locked) as o
   where s.id = o.id
-  returning s.id, s.written_by, s.at, o.used as again
-"""
+  returning s.id, s.written_by, s.at, o.used as again, s.past or {AGE.format(of="s")} < now() - {YOUNG} as over
+"""  # noqa: S608 (our own)
 """A page begins from a bookmark; `again` where one had before."""
 
 ARRIVED_AT = f"""
     select started.written_by
     from started
-    where not started.again and not {{shared}} and not exists (
+    where not started.again and not started.over and not {{shared}} and not exists (
       select
       from clerk_feed.bookmark as o
       where {_THE_FEED} and o.at = started.at and not o.past and o.id <> started.id
@@ -107,7 +107,8 @@ ARRIVED_AT = f"""
 """  # noqa: S608 (our own)
 """The offset of the page that is known to have arrived: it wrote what another page begins from for the first time.
 
-Where there are several to begin from, whose page has arrived can't be told.
+Where there are several to begin from, whose page has arrived can't be told. One that is past or old tells of nobody: it
+may have been left by a walk that was given up.
 """
 
 LOST = f"""

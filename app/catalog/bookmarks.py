@@ -7,9 +7,9 @@ smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
 one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
 begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
-used is chosen first and becomes past last, so that asking again counts as no second arrival; it is as young then as the
-youngest of them. Nothing of this is kept
-in the process: another one may have served the page before.
+used is chosen first and becomes past last, so that asking again counts as no second arrival. Those that stay are as
+young then as the one that went, but for old ones of another key. Nothing of this is kept in the process: another one
+may have served the page before.
 
 What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
 other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for two
@@ -288,27 +288,33 @@ CANDIDATES = f"""
 In a shared feed what became past within two hours is as good as what would be chosen without it.
 """
 
+_RENEWED = f"greatest({AGE.format(of='b')}, {AGE.format(of='gone')})"
+
 ARRIVED = f"""
   update clerk_feed.bookmark as b
   set past = b.past or b.id = gone.id, renewed = case
-    when b.id <> gone.id
-    then least(greatest({AGE.format(of="b")}, {AGE.format(of="gone")}), b.written + {YOUNG})
-    else b.renewed
+    when b.id = gone.id then b.renewed
+    when b.incremental then least({_RENEWED}, b.written + {YOUNG})
+    else {_RENEWED}
   end
   from (
     select b.* from clerk_feed.bookmark as b
 """  # noqa: S608 (our own)
-"""SQL that makes a bookmark past, the first of those that are selected behind it, with ARRIVED_OF_EQUALS at its end."""
+"""SQL that makes a bookmark past, the first of those selected behind it, with ARRIVED_OF_SEVERAL at its end."""
 
-ARRIVED_OF_EQUALS = """
+ARRIVED_OF_SEVERAL = f"""
     limit 1
   ) as gone
   where b.store = gone.store and b.feed = gone.feed and b.incremental = gone.incremental and b.at = gone.at
-    and b.key_family = gone.key_family and not b.past and b.is_end = gone.is_end
-    and b.key is not distinct from gone.key and b.modified_at is not distinct from gone.modified_at
+    and b.key_family = gone.key_family and not b.past
+    and (
+      {AGE.format(of="b")} > now() - {YOUNG}
+      or (b.is_end, b.key, b.modified_at) is not distinct from (gone.is_end, gone.key, gone.modified_at)
+    )
 """
-"""One of equal key that stays does so for another importer, who may have come to it by the one that goes. So it is as
-young as that one, but not without end: what an answer lost long ago has left behind would be renewed by every walk."""
+"""One that stays does so for another importer, who may have come to it by the one that goes. So it is as young as that
+one. In deltas it is so for two hours at most: each of them would renew what an answer lost long ago has left behind,
+and reach back to it."""
 
 OTHER_ORDER = f"""
       o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
@@ -418,7 +424,7 @@ _ARRIVED = f"""
 {ARRIVED}
     where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5 and not b.past
     order by b.is_end desc, b.modified_at desc nulls last, {{key}}, b.used, b.id desc
-    {ARRIVED_OF_EQUALS}
+    {ARRIVED_OF_SEVERAL}
 """
 
 _USE = f"""

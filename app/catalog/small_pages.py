@@ -14,7 +14,7 @@ import msgspec
 from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED
 from app.catalog.bookmarks import (
     ARRIVED,
-    ARRIVED_OF_EQUALS,
+    ARRIVED_OF_SEVERAL,
     CANDIDATES,
     OTHER_IS_NEARER,
     OTHER_ORDER,
@@ -118,7 +118,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     where b.store = $1 and b.feed = $2 and not b.incremental and b.at = ({arrived_at})
       and b.key_family = $4 and not b.past
     order by b.is_end desc, {ordered_key(source, " desc")}, b.used, b.id desc
-  {ARRIVED_OF_EQUALS}
+  {ARRIVED_OF_SEVERAL}
 ), inexact as materialized (
   select
     exists (
