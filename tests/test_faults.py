@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -267,6 +267,21 @@ def test_a_stream_may_last_longer_than_the_database_lets_a_transaction(
         backend = cursor_of(database)
         time.sleep(0.6)
         assert in_cursor(database) == [backend]
+        found, ended = stream.rest()
+    assert ended
+    assert found == list(range(1, LARGE + 1))
+
+
+def test_a_column_of_another_type_is_read_although_every_connection_knows_the_old_statement(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    fill(database, LARGE, description="x" * 1000)
+    service = serve(one_store(database.dsn, clerk, database="pool_size = 4"))
+    with ExitStack() as at_once:
+        streams = [at_once.enter_context(closing(Streaming(service))) for _ in range(4)]
+        assert all(stream.rest()[1] for stream in streams)
+    database.execute("alter table shop.products alter description type varchar(2000)")
+    with closing(Streaming(service)) as stream:
         found, ended = stream.rest()
     assert ended
     assert found == list(range(1, LARGE + 1))

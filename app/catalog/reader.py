@@ -151,16 +151,12 @@ class Reader:
                 )
             except CHANGED as error:
                 if described_again:
-                    raise self._failed(source, parts[0], error) from error
+                    if not isinstance(error, asyncpg.InvalidCachedStatementError):
+                        raise self._failed(source, parts[0], error) from error
+                    # Every connection may have it prepared from before the change; each goes with its statement.
+                    await patience.wait(error)
                 described_again = True
-                self._emit(SourceChanged(store=store.name, feed=source.feed, cause=type(error).__name__))
-                key = source.key
-                source = await self._sources.again(store, source.feed)
-                if source.key != key and parts[0].after is not None:
-                    # The order is another one: whatever lies before this place there would be lost.
-                    raise key_changed(source, f"{key.kind} of {source.relation}", source.order) from error
-                if span.since is not None and not source.has_modified_at:
-                    raise self._failed(source, parts[0], error) from error
+                source = await self._described_again(store, source, span, parts[0], error)
             except LOST as error:
                 await patience.wait(error)
                 interrupted = True
@@ -174,6 +170,19 @@ class Reader:
                 )
             except asyncpg.PostgresError as error:
                 raise self._failed(source, parts[0], error) from error
+
+    async def _described_again(
+        self, store: Store, source: Source, span: Span, part: "_Part", error: BaseException
+    ) -> Source:
+        """The source as it is now. Raises Refusal where the span can't be gone on with."""
+        self._emit(SourceChanged(store=store.name, feed=source.feed, cause=type(error).__name__))
+        found = await self._sources.again(store, source.feed)
+        if found.key != source.key and part.after is not None:
+            # The order is another one: whatever lies before this place there would be lost.
+            raise key_changed(found, f"{source.key.kind} of {found.relation}", found.order) from error
+        if span.since is not None and not found.has_modified_at:
+            raise self._failed(found, part, error) from error
+        return found
 
     async def _batches(
         self, pool: Pool, store: Store, source: Source, part: "_Part", left: int | None, *, interrupted: bool
