@@ -80,11 +80,11 @@ class Key(msgspec.Struct, frozen=True):
     def column(self) -> str:
         """The id in SQL, to be compared and sorted by as it was described.
 
-        A statement need not fail when a type or a collation changes, and what lies behind a key in one order is not
-        what lies behind it in another. So both are said, the default collation too; where they are the column's own
-        still, it costs nothing, and the column's indexes serve it. The types of numbers have one order.
+        A statement does not fail when a collation changes, and what lies behind a key in one order is not what lies
+        behind it in another. So the collation is said, the default one too; where it is the column's own still, it
+        costs nothing, and the column's indexes serve it. The type is not said: a cast would hide that it changed.
         """
-        return 's."id"' if self.family in ("int8", "uuid") else f's."id"::{self.family}{self.order or _DEFAULT_ORDER}'
+        return 's."id"' if self.family in ("int8", "uuid") else f's."id"{self.order or _DEFAULT_ORDER}'
 
     @property
     def kind(self) -> str:
