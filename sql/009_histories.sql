@@ -18,3 +18,6 @@ $$;
 
 comment on function clerk_feed.timeline is
   'This history of the data: every promotion of a standby begins one, and so does a database made anew from a dump.';
+
+comment on column clerk_feed.bookmark.renewed is
+  'When another bookmark at its place that became past was written, for its age counts from then; in deltas two hours at most.';
