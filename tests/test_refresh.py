@@ -27,8 +27,9 @@ from app.catalog.rendered import (
     note_still_served,
 )
 from tests.clerk import FakeClerk, problem
-from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, Shop, base_config, eventually, reloaded
+from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, Shop, base_config, eventually, ids, reloaded
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
+from tests.test_faults import fill, one_store, open_gate, shut_gate
 
 __all__ = ["bare", "rendered", "rendered_service"]
 
@@ -457,6 +458,24 @@ def test_a_feed_is_refreshed_again_soon_when_who_served_it_unrendered_has_ended(
     problem(new.get("/dk/products"), 503, "feed-not-rendered")
     eventually(lambda: new.get("/dk/products").status == 200, 30)
     assert len(new.get("/dk/products").lines) == 60
+
+
+def test_who_served_a_feed_unrendered_ends_while_its_first_refresh_runs(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    fill(database, 200, held_at=200)
+    database.execute("delete from shop.chairs where id = 150")
+    plain = one_store(database.dsn, clerk)
+    old = serve(plain)
+    shut_gate(database)
+    new = serve(plain + '[stores.shop.feeds.products]\nrendered = true\nrefresh_every = "1h"\n')
+    eventually(lambda: database.value("select count(*) from pg_stat_activity where wait_event = 'advisory'") > 0)
+    database.execute("insert into shop.chairs (id) values (150)")
+    assert 150 in ids(old.get("/shop/products?limit=160&offset=0").lines)
+    old.stop()
+    open_gate(database)
+    eventually(lambda: new.get("/shop/products").status == 200, 60)
+    assert 150 in ids(new.get("/shop/products").lines)
 
 
 def test_one_of_two_processes_that_serve_unrendered_ends(toggled: Toggled) -> None:

@@ -562,7 +562,6 @@ update clerk_feed.rendered set items_table = $2, items = $3, invalid = $4 where 
 _UNRENDERED = """
   from clerk_feed.rendered as r
   join unnest($1::text[], $2::text[]) as f (store, feed) using (store, feed)
-  where r.items_table is not null
   order by store, feed
 """
 
