@@ -265,7 +265,7 @@ def test_a_stream_may_last_longer_than_the_database_lets_a_transaction(
     service = serve(one_store(database.dsn, clerk))
     with closing(Streaming(service)) as stream:
         backend = cursor_of(database)
-        time.sleep(0.6)
+        time.sleep(0.6)  # twice as long as it is let
         assert in_cursor(database) == [backend]
         found, ended = stream.rest()
     assert ended

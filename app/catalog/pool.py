@@ -36,7 +36,7 @@ LOST = (
     asyncpg.TooManyConnectionsError,
     # A standby cancels what is in the way of its replay.
     asyncpg.SerializationError,
-    # Two pages change bookmarks of equal key; one of them is given up, for the other to go on.
+    # Two pages change the same bookmarks; one of them is given up, for the other to go on.
     asyncpg.DeadlockDetectedError,
     # The primary has become a standby.
     asyncpg.ReadOnlySQLTransactionError,
