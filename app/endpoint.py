@@ -21,11 +21,12 @@ from app.access.gate import Gate
 from app.catalog.ahead import Ahead, Place
 from app.catalog.bookmarks import Bookmark, Bookmarks, Page
 from app.catalog.guard import Ending, Guard
-from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Position, Reader, Span
+from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Reader
 from app.catalog.small_pages import MOST_ROWS as SMALL_ROWS
 from app.catalog.small_pages import SmallPages
 from app.catalog.source import Source, Sources
 from app.catalog.standbys import Mark
+from app.catalog.statements import Position, Span
 from app.protocol import request as protocol
 from app.protocol.coding import Coding, coded, coding_of
 from app.protocol.feeds import FEEDS, SINGLE_FILE, SINGLE_FILE_KEYS, FeedName
@@ -229,6 +230,8 @@ class Answer:
         reader = self._catalog.reader
         if self._incremental or reader.reads_standbys or not reader.is_small(source, wanted.limit):
             return None
+        if source.looks_late:
+            return None  # its rows must be looked at twice before the page is turned
         found = await self._catalog.small_pages.read(source, offset=wanted.offset, limit=wanted.limit)
         if found is None:
             return None

@@ -435,17 +435,48 @@ create index on {s}.products (modified_at, id)
 @contextmanager
 def reloaded(loop: Loop, database: Database, table: str) -> Iterator[Callable[[Callable[[], T]], T]]:
     """A table that is emptied and filled again in one transaction; it ends once what is done meanwhile waits for it."""
-    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
+    with changed(loop, database) as (other, meanwhile):
         other.execute(f"create temp table kept as select * from {table}")
         other.execute("begin")
         other.execute(f"truncate {table}")
         other.execute(f"insert into {table} select * from kept")
+        yield meanwhile
+
+
+@contextmanager
+def partition_attached(
+    loop: Loop, database: Database, table: str, first: int, end: int, *, before: str = ""
+) -> Iterator[Callable[[Callable[[], T]], T]]:
+    """Rows of the default partition that get one of their own, in one transaction; it ends like `reloaded`.
+
+    `before`: SQL at the beginning of the transaction.
+    """
+    with changed(loop, database) as (other, meanwhile):
+        other.execute("begin")
+        if before:
+            other.execute(before)
+        other.execute(f"create table {table}_{first} (like {table} including all)")
+        other.execute(
+            f"with moved as (delete from {table}_default where id >= {first} and id < {end} returning *)"
+            f" insert into {table}_{first} select * from moved"
+        )
+        other.execute(f"alter table {table} attach partition {table}_{first} for values from ({first}) to ({end})")
+        yield meanwhile
+
+
+@contextmanager
+def changed(loop: Loop, database: Database) -> Iterator[tuple[Database, Callable[[Callable[[], T]], T]]]:
+    """Another session with a transaction, and how to do what waits for it, until it ends."""
+    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
+        waiting = (
+            "select count(*) from pg_locks"
+            " where not granted and database = (select oid from pg_database where datname = current_database())"
+        )
 
         def meanwhile(work: Callable[[], T]) -> T:
             done = threads.submit(work)
-            waits = "select count(*) from pg_locks where not granted and relation = $1::text::regclass"
-            eventually(lambda: database.value(waits, table) > 0)
+            eventually(lambda: database.value(waiting) > 0)
             other.execute("commit")
             return done.result(60)
 
-        yield meanwhile
+        yield other, meanwhile

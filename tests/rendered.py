@@ -40,6 +40,9 @@ class RenderedShop(Shop):
     def refresh(
         self, feed: FeedName = "products", *, settings: dict[str, Any] | None = None, **options: Any
     ) -> Summary:
+        """Refresh a feed; `accept_shrink` alone accepts whatever it comes to."""
+        if options.get("accept_shrink"):
+            options.setdefault("accepted_items", 0)
         summary = self.loop.run(self.refresher().refresh(self.store(**(settings or {})), feed, **options))
         assert summary is not None
         return summary

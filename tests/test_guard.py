@@ -125,6 +125,24 @@ def test_what_was_accepted_covers_no_further_shrink(
     assert held_back(service.get("/dk/customers"))
 
 
+def test_what_is_accepted_is_what_was_said(database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path) -> None:
+    """An operator reads of 70 items; before he says that they are right, the table is emptied to be filled again."""
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("delete from dk.customers where id > 70")
+    assert "--feed customers --items 70" in service.get("/dk/customers").json["fix"]
+    database.execute("truncate dk.customers")
+    assert held_back(service.get("/dk/customers"))
+    unsaid = accept(config, "dk", "customers")
+    assert unsaid.returncode == 1
+    assert "found no items at all" in unsaid.stderr
+    assert "--items 0" in unsaid.stderr
+    assert "may end with 70 items" in accept(config, "dk", "customers", "--items", "70").stdout
+    assert held_back(service.get("/dk/customers"))
+    assert accept(config, "dk", "customers", "--items", "0").returncode == 0
+    assert get_all(service) == 0
+
+
 def test_accept_shrink_says_what_is_wrong(database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path) -> None:
     _, config = own_service(database, clerk, serve, tmp_path)
     nothing = accept(config, "dk", "customers")
@@ -150,8 +168,9 @@ def get_all(service: Running) -> int:
     return len(service.get("/dk/customers").lines)
 
 
-def accept(config: Path, store: str, feed: str) -> "subprocess.CompletedProcess[str]":
+def accept(config: Path, store: str, feed: str, *more: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "app", "accept-shrink", "--config", str(config), "--store", store, "--feed", feed]
+    command += more
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from app.catalog.pool import Pool
-from app.catalog.reader import Position, statement_behind
 from app.catalog.source import describe
+from app.catalog.statements import Position, statement_behind
 from app.settings import Database as DatabaseSettings
 from app.settings import Store
 from tests.conftest import Database, Loop

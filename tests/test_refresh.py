@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,26 @@ from app.catalog.rendered import (
     REFRESH_LOCK,
     RefreshBusyError,
     Refresher,
+    Summary,
     connection_for_refresh,
     leave_behind,
     note_still_served,
 )
+from app.protocol.feeds import FeedName
 from tests.clerk import FakeClerk, problem
-from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, Shop, base_config, eventually, ids, reloaded
+from tests.conftest import (
+    PRODUCTS,
+    Database,
+    Loop,
+    Running,
+    Serve,
+    Shop,
+    base_config,
+    eventually,
+    ids,
+    partition_attached,
+    reloaded,
+)
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
 from tests.test_faults import fill, one_store, open_gate, shut_gate
 
@@ -502,7 +517,8 @@ def test_what_is_filled_anew_keeps_the_last_valid_versions(rendered: RenderedSho
     assert len(rendered.items("products")) == 100
 
 
-def test_a_refresh_looks_again_for_what_was_not_there(rendered: RenderedShop) -> None:
+@pytest.mark.parametrize("first", [False, True])
+def test_a_refresh_looks_again_for_what_was_not_there(rendered: RenderedShop, first: bool) -> None:
     """A function looks at a table only after the statement has begun, to which one that was refilled is empty."""
     rendered.execute("create table {s}.listed as select id from {s}.products where id > 85")
     rendered.execute("alter table {s}.products rename to chairs")
@@ -511,16 +527,49 @@ def test_a_refresh_looks_again_for_what_was_not_there(rendered: RenderedShop) ->
         " $$ begin return exists (select from {s}.listed as l where l.id = $1); end $$"
     )
     rendered.execute("create view {s}.products as select * from {s}.chairs where id <= 85 or {s}.is_listed(id)")
-    assert rendered.refresh().vanished == 0
+    if first:
+        rendered.database.execute("delete from clerk_feed.rendered where store = $1", rendered.name)
+    else:
+        assert rendered.refresh().vanished == 0
+    summary = refreshed_while(rendered, partial(reloaded, rendered.loop, rendered.database, f"{rendered.name}.listed"))
+    assert (summary.items, summary.vanished) == (100, 0)
+    assert len(rendered.walk("products")) == 100
+
+
+def test_a_refresh_that_meets_a_partition_attached_with_its_rows_buries_none_of_them(bare: RenderedShop) -> None:
+    """Others vanish at the same time, and rightly."""
+    bare.execute("create table {s}.parts (id bigint primary key) partition by range (id)")
+    bare.execute("create table {s}.parts_default partition of {s}.parts default")
+    bare.execute("insert into {s}.parts (id) select generate_series(1, 1000)")
+    bare.execute(
+        "create view {s}.pages as select id, 'article' as type, 'https://shop.example' as url, 't' as title,"
+        " 'x' as text from {s}.parts"
+    )
+    assert bare.refresh("pages").items == 1000
+    table = f"{bare.name}.parts"
+    deleted = f"delete from {table} where id <= 60"
+    attached = partial(partition_attached, bare.loop, bare.database, table, 500, 550, before=deleted)
+    summary = refreshed_while(bare, attached, "pages")
+    assert (summary.items, summary.vanished) == (940, 60)
+    assert sorted(ids(bare.walk("pages"))) == list(range(61, 1001))
+    buried = bare.database.fetch("select item from clerk_feed.tombstone where store = $1", bare.name)
+    assert sorted(int(row["item"]) for row in buried) == list(range(1, 61))
+
+
+def refreshed_while(
+    shop: RenderedShop,
+    change: Callable[[], AbstractContextManager[Callable[[Callable[[], Summary | None]], Summary | None]]],
+    feed: FeedName = "products",
+) -> Summary:
+    """What a refresh comes to that waits for a transaction of somebody else."""
     beside = Loop()
     try:
-        refreshing = partial(rendered.refresher().refresh, rendered.store(), "products")
-        with reloaded(rendered.loop, rendered.database, f"{rendered.name}.listed") as meanwhile:
-            summary = meanwhile(lambda: beside.run(refreshing()))
+        with change() as meanwhile:
+            summary = meanwhile(lambda: beside.run(shop.refresher().refresh(shop.store(), feed)))
     finally:
         beside.stop()
     assert summary is not None
-    assert (summary.items, summary.vanished) == (100, 0)
+    return summary
 
 
 def test_a_refresh_by_hand_while_the_feed_is_served_unrendered_is_not_the_last_one_needed(toggled: Toggled) -> None:
@@ -659,6 +708,7 @@ def test_the_command_exits_non_zero_where_a_refresh_is_held_back(rendered: Rende
         (["--store", "nowhere"], "there is no store 'nowhere'"),
         (["--feed", "orders"], "no feed that is meant is rendered; set rendered = true in"),
         (["--accept-shrink"], "--accept-shrink needs --store and --feed"),
+        (["--items", "5"], "--items belongs to --accept-shrink"),
     ],
 )
 def test_the_command_names_what_is_wrong(config: Path, rendered: RenderedShop, words: list[str], said: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.catalog.rendered import RefreshError, RefreshHeldBackError
+from app.catalog.rendered import RefreshError, RefreshHeldBackError, Summary
 from app.clerk.importer import Importer
 from tests.clerk import problem
 from tests.conftest import PRODUCTS, TOKEN, Loop, reloaded
@@ -287,7 +287,8 @@ def test_a_refresh_that_would_leave_far_fewer_items_is_held_back(rendered: Rende
         assert len(rendered.items("products")) == 100
     state = rendered.state()
     assert state["last_outcome"] == "held back"
-    assert f"clerk-feed refresh --store {rendered.name} --feed products --accept-shrink" in state["last_detail"]
+    said = f"clerk-feed refresh --store {rendered.name} --feed products --accept-shrink --items 50"
+    assert said in state["last_detail"]
     assert {type(event).__name__ for event in rendered.events} == {"Refreshed", "RefreshHeldBack"}
     assert tombstones(rendered) == []
 
@@ -329,7 +330,37 @@ def test_items_that_take_the_place_of_all_others_are_held_back(rendered: Rendere
             rendered.refresh()
     assert tombstones(rendered) == []
     assert rendered.events[-1].vanished == 70  # type: ignore[attr-defined]
-    assert rendered.refresh(accept_shrink=True).vanished == 70
+    assert rendered.refresh(accept_shrink=True, accepted_items=None).vanished == 70
+
+
+def test_what_was_accepted_is_not_what_the_feed_is_meanwhile(rendered: RenderedShop) -> None:
+    """An operator reads of 70 items; before he says that they are right, the table is emptied to be filled again."""
+
+    def accept(items: int | None) -> Summary:
+        return rendered.refresh(accept_shrink=True, accepted_items=items)
+
+    with pytest.raises(RefreshError, match="there is nothing to accept"):
+        accept(None)
+    rendered.execute("delete from {s}.products where id > 70")
+    with pytest.raises(RefreshHeldBackError, match="would have 70 items"):
+        rendered.refresh()
+    rendered.execute("truncate {s}.products")
+    for items in (None, 70):
+        with pytest.raises(RefreshHeldBackError, match="would have 0 items"):
+            accept(items)
+    with pytest.raises(RefreshError, match="found no items at all"):
+        accept(None)
+    assert tombstones(rendered) == []
+    assert accept(0).vanished == 100
+
+
+def test_other_items_than_those_that_were_accepted_are_held_back(rendered: RenderedShop) -> None:
+    rendered.execute("delete from {s}.products where id > 70")
+    with pytest.raises(RefreshHeldBackError, match="would have 70 items"):
+        rendered.refresh()
+    rendered.execute("update {s}.products set id = id + 1000")
+    with pytest.raises(RefreshHeldBackError, match="100 of the 100 there are would be gone"):
+        rendered.refresh(accept_shrink=True, accepted_items=70)
 
 
 def test_a_table_filled_anew_during_a_refresh_loses_nothing(bare: RenderedShop, loop: Loop) -> None:

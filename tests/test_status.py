@@ -357,6 +357,7 @@ def rendered(**changes: Any) -> Rendered:
         "last_tried": NOW - 60,
         "last_detail": None,
         "deletions_waiting": 3,
+        "last_items": 1000,
     }
     return Rendered(**(values | changes))
 

@@ -13,8 +13,9 @@ import asyncpg
 import msgspec
 
 from app.catalog.pool import LOST, Pool
-from app.catalog.reader import CHUNK_BYTES, Position, Reader, Span
+from app.catalog.reader import CHUNK_BYTES, Reader
 from app.catalog.source import Source
+from app.catalog.statements import Position, Span
 from app.protocol.problems import Refusal
 from app.protocol.request import Format
 from app.protocol.wire import FRAMING

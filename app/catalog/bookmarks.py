@@ -25,9 +25,10 @@ import msgspec
 
 from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
 from app.catalog.pool import Patience, Pool, state_unavailable
-from app.catalog.reader import Position, key_changed
+from app.catalog.reader import key_changed
 from app.catalog.source import Source
 from app.catalog.standbys import Mark
+from app.catalog.statements import Position
 from app.protocol.problems import WALK_LOST, Refusal
 from app.status.events import Emit
 

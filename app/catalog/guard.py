@@ -85,7 +85,7 @@ class Guard:
         if writes:
             await connection.execute(_HELD_BACK, store.name, source.feed, ending.walk, items, ending.invalid)
         self._emit(WalkHeldBack(store=store.name, feed=source.feed, walk=ending.walk, items=items, last=most or last))
-        raise _held_back(store, source.feed, detail)
+        raise _held_back(store, source.feed, items, detail)
 
     async def check_absent(self, store: Store, feed: FeedName, *, writes: bool) -> None:
         """Return where the single file may do without a feed that has no relation: it never had items, or few.
@@ -108,7 +108,7 @@ class Guard:
         if writes:
             await connection.execute(_HELD_BACK, store.name, feed, None, 0, 0)
         self._emit(WalkHeldBack(store=store.name, feed=feed, walk=None, items=0, last=most or last))
-        raise _held_back(store, feed, f"{feed} of {store.name} has no relation any more; {_before(last, most)}.")
+        raise _held_back(store, feed, 0, f"{feed} of {store.name} has no relation any more; {_before(last, most)}.")
 
     async def _counted(self, connection: Any, source: Source, counting: str) -> int:
         try:
@@ -125,24 +125,24 @@ class Guard:
         For pages that belong to no walk: behind a refused last page the next offset must not look like an end.
         """
         try:
-            held = await self._pool.patiently(
-                lambda connection: connection.fetchval(_IS_HELD_BACK, store.name, source.feed),
+            last = await self._pool.patiently(
+                lambda connection: connection.fetchrow(_LAST_END, store.name, source.feed),
                 Patience(self._resume_seconds),
             )
         except asyncpg.PostgresError as error:
             raise state_unavailable(error, self._emit) from error
-        if held:
+        if last is not None and last["ended"] == "held back":
             detail = (
                 f"The last full walk of {source.feed} of {store.name} was not let end, and this page belongs to none."
             )
-            raise _held_back(store, source.feed, detail)
+            raise _held_back(store, source.feed, last["final_items"], detail)
 
 
-def _held_back(store: Store, feed: FeedName, detail: str) -> Refusal:
+def _held_back(store: Store, feed: FeedName, items: int, detail: str) -> Refusal:
     return Refusal(
         FEED_SHRUNK,
         detail,
-        fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", feed),
+        fix=FEED_SHRUNK.fix.replace("STORE", store.name).replace("FEED", feed).replace("ITEMS", str(items)),
         headers={"Retry-After": "300"},
     )
 
@@ -176,10 +176,27 @@ def _grown(items: int, measure: int | None, settings: FeedSettings) -> bool:
     return items - measure > settings.shrink_floor and items > measure * (1 + settings.shrink_limit)
 
 
-async def accept_shrink(connection: Any, store: str, feed: str) -> tuple[int, int | None] | None:
-    """Say that the walk held back last was right: (its items, those of the last finished), None where there is none."""
-    row = await connection.fetchrow(_ACCEPT, store, feed)
-    return None if row is None else (row["items"], row["last"])
+class AcceptError(Exception):
+    """There is nothing to accept, or it must be said how much. The message says it."""
+
+
+async def accept_shrink(connection: Any, store: str, feed: str, items: int | None) -> tuple[int, int | None]:
+    """Say that a walk held back was right: (the items accepted, those of the last finished walk).
+
+    Without a number, what the walk held back last had: it may be another one than an operator has read of, so that
+    none at all must be said. Raises AcceptError.
+    """
+    held = await connection.fetchrow(_HELD, store, feed)
+    if held is None:
+        raise AcceptError(f"no walk of {feed} of {store} is held back: there is nothing to accept")
+    if items is None and not held["items"]:
+        raise AcceptError(
+            f"the walk of {feed} of {store} that was held back last found no items at all: Clerk would delete all there"
+            " are. If that is right, say --items 0"
+        )
+    accepted: int = held["items"] if items is None else items
+    await connection.execute(ACCEPT, store, feed, accepted)
+    return accepted, held["last"]
 
 
 _LAST = """
@@ -209,8 +226,8 @@ select
   coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
 """  # noqa: S608 (only our own text is put in)
 
-_IS_HELD_BACK = """
-select ended = 'held back'
+_LAST_END = """
+select ended, final_items
 from clerk_feed.walk
 where store = $1 and feed = $2 and not incremental and ended is not null
 order by last_page desc
@@ -230,19 +247,18 @@ select $1, $2, false, true, $4, $5, 'held back', $4
 where not exists (select from known)
 """
 
-_ACCEPT = f"""
-with last as ({_LAST}), held as (
-  select final_items
-  from clerk_feed.walk
-  where store = $1 and feed = $2 and not incremental and ended = 'held back'
-    and last_page > coalesce((select last_page from last), '-infinity')
-  order by last_page desc
-  limit 1
-), accepted as (
-  insert into clerk_feed.accepted_shrink (store, feed, items)
-  select $1, $2, final_items from held
-  on conflict (store, feed) do update set items = excluded.items, accepted = clock_timestamp()
-  returning items
-)
-select accepted.items, (select final_items from last) as last from accepted
+_HELD = f"""
+with last as ({_LAST})
+select w.final_items as items, (select final_items from last) as last
+from clerk_feed.walk as w
+where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'held back'
+  and w.last_page > coalesce((select last_page from last), '-infinity')
+order by w.last_page desc
+limit 1
 """  # noqa: S608 (only our own text is put in)
+
+ACCEPT = """
+insert into clerk_feed.accepted_shrink (store, feed, items)
+values ($1, $2, $3)
+on conflict (store, feed) do update set items = excluded.items, accepted = clock_timestamp()
+"""

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Literal
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -18,7 +18,8 @@ from app.catalog.ids import report_missing, report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
-from app.catalog.standbys import Mark, Showing
+from app.catalog.standbys import Showing
+from app.catalog.statements import Part, Position, Span, edge_statement, ids_statement, parts_of, statement
 from app.protocol.problems import ITEM_INVALID, KEY_CHANGED, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid, Lines
 from app.settings import Database, Store
@@ -35,33 +36,10 @@ _STREAM_BATCHES = 2
 """Of ready items a stream takes larger chunks: each costs a statement, and a turn of the server's loop."""
 _FIRST_ROWS = 1
 """Rows of the very first fetch of a source, whose sizes nobody has seen yet."""
+_LOOKS = 5
+"""So many times rows are read anew because some are missing from them: new ones may come all the time."""
 _FEWER = 16
 """A batch that was too large is asked for again in so many parts."""
-
-
-class Position(msgspec.Struct, frozen=True):
-    """A place in the order of a walk: behind the item with this key.
-
-    Incremental walks go by (modified_at, id), with items without a modified_at first.
-    """
-
-    key: str
-    modified_at: str | None = None
-    """As PostgreSQL writes a timestamptz, microseconds included; None in full walks and for undated items."""
-
-
-class Span(msgspec.Struct, frozen=True):
-    """What to read of a source."""
-
-    after: Position | None = None
-    since: float | None = None
-    """Unix seconds; makes the read incremental."""
-    skip: int = 0
-    """Rows to count off first: the plain OFFSET of a page that belongs to no walk."""
-    from_client: bool = False
-    """Whether `after` is what a client wrote, so that it may be no key at all."""
-    mark: Mark | None = None
-    """The beginning of the walk, where standbys may read it."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -124,7 +102,7 @@ class Reader:
         patience = Patience(self._settings.resume_for.seconds)
         described_again = interrupted = False
         left = limit
-        parts, pool = _parts(span, all_dated=source.rendered), self._pool_for(span)
+        parts, pool = parts_of(span, all_dated=source.rendered), self._pool_for(span)
         while parts:
             try:
                 batches = self._batches(pool, store, source, parts[0], left, interrupted=interrupted)
@@ -172,7 +150,7 @@ class Reader:
                 raise self._failed(source, parts[0], error) from error
 
     async def _described_again(
-        self, store: Store, source: Source, span: Span, part: "_Part", error: BaseException
+        self, store: Store, source: Source, span: Span, part: Part, error: BaseException
     ) -> Source:
         """The source as it is now. Raises Refusal where the span can't be gone on with."""
         self._emit(SourceChanged(store=store.name, feed=source.feed, cause=type(error).__name__))
@@ -185,8 +163,8 @@ class Reader:
         return found
 
     async def _batches(
-        self, pool: Pool, store: Store, source: Source, part: "_Part", left: int | None, *, interrupted: bool
-    ) -> AsyncGenerator[tuple[Batch, "_Part"], None]:
+        self, pool: Pool, store: Store, source: Source, part: Part, left: int | None, *, interrupted: bool
+    ) -> AsyncGenerator[tuple[Batch, Part], None]:
         """The batches of a part, each with what is left of the part after it."""
         if source.rendered and part.order in ("key", "dated"):
             async with aclosing(self._lines(pool, source, part, left)) as chunks:
@@ -201,8 +179,8 @@ class Reader:
                 yield batch, part
 
     async def _lines(
-        self, pool: Pool, source: Source, part: "_Part", left: int | None
-    ) -> AsyncGenerator[tuple[Batch, "_Part"], None]:
+        self, pool: Pool, source: Source, part: Part, left: int | None
+    ) -> AsyncGenerator[tuple[Batch, Part], None]:
         """The same where items stand ready as JSON.
 
         While some are sent, the next are read. No cursor is held: each statement goes on by the key. (Joined in
@@ -229,14 +207,14 @@ class Reader:
                 if not reading.cancelled():
                     reading.exception()
 
-    async def _line(self, pool: Pool, source: Source, part: "_Part", left: int | None) -> Batch | None:
+    async def _line(self, pool: Pool, source: Source, part: Part, left: int | None) -> Batch | None:
         """The next items of a part in one statement; None at its end."""
         # A page is one statement, and so one state of the feed, unless it is known to be larger than a batch may be.
         known = (source.store, source.feed) in self._row_bytes
         limit = min(self._rows_per_fetch(source) if known else BATCH_ROWS, left or sys.maxsize)
         if left is None and known:
             limit *= _STREAM_BATCHES
-        sql, arguments = _statement(source, part, limit)
+        sql, arguments = statement(source, part, limit)
         async with pool.connection() as connection:
             rows = await bounded(connection, connection.fetch(sql, *arguments))
         if not rows:
@@ -247,8 +225,8 @@ class Reader:
         return Batch(lines, [], position, source, beyond=True)  # its ids are unique
 
     def _sorted(
-        self, store: Store, source: Source, rows: Sequence[Any], part: "_Part", left: int | None
-    ) -> tuple[Batch, "_Part"]:
+        self, store: Store, source: Source, rows: Sequence[Any], part: Part, left: int | None
+    ) -> tuple[Batch, Part]:
         """The batch of some rows, cut where the page is full, and what is left of the part after it."""
         if isinstance(rows[-1][1], int) != (source.key.family == "int8"):
             # PostgreSQL plans anew by itself when a column's type changes; a key's type is our business.
@@ -275,10 +253,10 @@ class Reader:
         batch = Batch(items.valid, items.invalid, position, source, beyond is not None, repeated)
         return batch, part.behind(rows)
 
-    async def _look_at_edge(self, pool: Pool, source: Source, part: "_Part") -> None:
+    async def _look_at_edge(self, pool: Pool, source: Source, part: Part) -> None:
         """Report the last id where another row has it: reading goes on behind it. A failure is nobody's loss."""
         assert part.after is not None  # noqa: S101 (for mypy: there is no edge before the first row)
-        sql, arguments = _edge_statement(source, part.after, dated=part.dated_key)
+        sql, arguments = edge_statement(source, part.after, dated=part.dated_key)
         with suppress(*LOST, asyncpg.PostgresError, Refusal):
             async with pool.connection() as connection:
                 rows = await connection.fetch(sql, *arguments)
@@ -286,7 +264,7 @@ class Reader:
                 report_repeated(self._emit, source, [(True, *rows[0])], (True, *rows[1]))
 
     async def _rows(
-        self, pool: Pool, source: Source, part: "_Part", left: int | None, *, interrupted: bool
+        self, pool: Pool, source: Source, part: Part, left: int | None, *, interrupted: bool
     ) -> AsyncGenerator[Sequence[Any], None]:
         """The rows of a part from its position on, in non-empty lists, until there are no more.
 
@@ -295,42 +273,41 @@ class Reader:
         """
         limit, run = left, _RUN_ROWS
         looked_again = False
+        looks = _LOOKS
         while True:
             if interrupted and not looked_again and part.after is not None:
                 await self._look_at_edge(pool, source, part)
             interrupted = True
             count = 0
             per_fetch = self._rows_per_fetch(source)
-            sql, arguments = _statement(source, part, run if limit is None else limit + 1)
-            edge_failed = False
             # One row at a time is as large as it is: a cursor takes it without a bound.
             if limit is not None and limit <= per_fetch and per_fetch > 1:
-                try:
-                    async with pool.connection() as connection:
-                        rows = await bounded(connection, connection.fetch(sql, *arguments))
-                except asyncpg.DataError:
-                    # Perhaps it is the row behind the page that fails: that is the next page's matter.
-                    sql, arguments = _statement(source, part, limit)
-                    async with pool.connection() as connection:
-                        rows = await bounded(connection, connection.fetch(sql, *arguments))
-                    edge_failed = True
-                if rows:
-                    count = len(rows)
-                    part = part.behind(rows)
-                    yield rows
-                ended = count < limit if edge_failed else count <= limit
+                page, ended = await self._at_once(pool, source, part, limit)
+                if looks and await self._lacks(pool, source, part, page):
+                    looks -= 1
+                    continue
+                looks = _LOOKS
+                if page:
+                    count = len(page)
+                    part = part.behind(page)
+                    yield page
             else:
+                sql, arguments = statement(source, part, run if limit is None else limit + 1)
                 cursor = LeasedCursor(pool, sql, arguments, self._settings.cursor_lease.seconds)
                 try:
                     while rows := await cursor.fetch(self._rows_per_fetch(source)):
+                        if looks and not cursor.is_sorted and await self._lacks(pool, source, part, rows):
+                            looks -= 1
+                            rows = None
+                            break
+                        looks = _LOOKS
                         count += len(rows)
                         part = part.behind(rows)
                         yield rows
                     ended = rows is not None and (count <= limit if limit is not None else run is None or count < run)
                 finally:
                     await cursor.close()
-                if cursor.first_row_seconds > _SORTED_SECONDS:
-                    run = None
+                run = None if cursor.is_sorted else run
             if ended:
                 # A function or a foreign table in a view looks at a table only after its statement has begun, and one
                 # that is emptied and filled meanwhile is empty to it. So nothing ends by the first word.
@@ -340,13 +317,40 @@ class Reader:
             if limit is not None:
                 limit = max(limit - count, 0) or BATCH_ROWS
 
+    async def _at_once(self, pool: Pool, source: Source, part: Part, limit: int) -> tuple[Sequence[Any], bool]:
+        """The rows of a page in one statement, one more than it needs, and whether they are the last."""
+        try:
+            rows = await self._fetched(pool, statement(source, part, limit + 1))
+        except asyncpg.DataError:
+            # Perhaps it is the row behind the page that fails: that is the next page's matter.
+            rows = await self._fetched(pool, statement(source, part, limit))
+            return rows, len(rows) < limit
+        return rows, len(rows) <= limit
+
+    async def _fetched(self, pool: Pool, asked: tuple[str, list[Any]]) -> Sequence[Any]:
+        sql, arguments = asked
+        async with pool.connection() as connection:
+            rows: Sequence[Any] = await bounded(connection, connection.fetch(sql, *arguments))
+            return rows
+
+    async def _lacks(self, pool: Pool, source: Source, part: Part, rows: Sequence[Any]) -> bool:
+        """Whether a statement of now finds valid items among some rows of a part that the rows are without."""
+        if not rows or not source.looks_late or part.skip or part.order == "counted":
+            return False
+        odd = [row[:-1] if part.dated_key else row for row in rows if not row[0]]
+        invalid = {item.id for item in source.encoder.items(odd).invalid}
+        sql, arguments = ids_statement(source, part, part.position(rows))
+        async with pool.connection() as connection:
+            found = await connection.fetch(sql, *arguments)
+        return not {row["id"] for row in found} <= {row[1] for row in rows} - invalid
+
     def _rows_per_fetch(self, source: Source) -> int:
         row_bytes = self._row_bytes.get((source.store, source.feed))
         if row_bytes is None:
             return _FIRST_ROWS
         return max(1, min(BATCH_ROWS, int(CHUNK_BYTES / max(row_bytes, 1))))
 
-    def _failed(self, source: Source, part: "_Part", error: BaseException) -> Refusal:
+    def _failed(self, source: Source, part: Part, error: BaseException) -> Refusal:
         after = part.after.key if part.after else None
         no_key = (asyncpg.InvalidTextRepresentationError, asyncpg.CharacterNotInRepertoireError)
         if isinstance(error, no_key) and part.from_client:
@@ -391,6 +395,11 @@ class LeasedCursor:
         self._over = False
         self.first_row_seconds = 0.0
 
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the first row took so long that the statement must have sorted all of them first."""
+        return self.first_row_seconds > _SORTED_SECONDS
+
     async def fetch(self, count: int) -> Sequence[Any] | None:
         """The next rows, at most `count`, fewer only at the end; None when the lease is over."""
         async with self._lock:
@@ -413,7 +422,7 @@ class LeasedCursor:
                 self.first_row_seconds = asyncio.get_running_loop().time() - started
                 seconds = max(self._lease_seconds, 4 * self.first_row_seconds)
                 self._lease = asyncio.create_task(self._expire(seconds))
-            if self.first_row_seconds <= _SORTED_SECONDS:
+            if not self.is_sorted:
                 self._pool.lend(self._recall)
             return rows
 
@@ -463,114 +472,3 @@ class LeasedCursor:
                     clean = True
         finally:
             await self._pool.give_back(connection, broken=not clean)
-
-
-class _Part(msgspec.Struct, frozen=True):
-    """A run of rows in one order.
-
-    A full walk is one part. An incremental one is two, the undated items and the dated ones, so that an index on
-    (modified_at, id) serves both. A page found by counting takes both at once: it sorts anyway.
-    """
-
-    order: Literal["key", "undated", "dated", "counted"]
-    after: Position | None = None
-    since: float | None = None
-    skip: int = 0
-    from_client: bool = False
-
-    @property
-    def dated_key(self) -> bool:
-        return self.order != "key"
-
-    def behind(self, rows: Sequence[Any]) -> "_Part":
-        """What is left of the part after these rows."""
-        return msgspec.structs.replace(self, after=self.position(rows), skip=0)
-
-    def position(self, rows: Sequence[Any]) -> Position:
-        """Behind the last of these rows."""
-        last = rows[-1]
-        return Position(str(last[1]), last[-1] if self.dated_key else None)
-
-
-def _parts(span: Span, *, all_dated: bool = False) -> list[_Part]:
-    """The parts of a span; in a rendered feed each item is dated: some refresh has stamped it."""
-    after = span.after
-    if span.since is None:
-        return [_Part("key", after, skip=span.skip, from_client=span.from_client)]
-    if span.skip:
-        return [_Part("counted", since=span.since, skip=span.skip)]
-    if after is not None and after.modified_at is not None:
-        return [_Part("dated", after, span.since)]
-    dated = _Part("dated", since=span.since)
-    return [dated] if all_dated else [_Part("undated", after), dated]
-
-
-def statement_behind(source: Source, after: Position, since: float | None, limit: int) -> tuple[str, list[Any]]:
-    """The SQL that reads a page behind a position, and its arguments: for who wants to see its plan."""
-    return _statement(source, _parts(Span(after, since))[0], limit)
-
-
-def _statement(source: Source, part: _Part, limit: int | None) -> tuple[str, list[Any]]:
-    """The SQL that reads a part, and its arguments.
-
-    The bare name in ORDER BY would mean the output column: id::text sorts otherwise, so every name is qualified.
-    LIMIT is written out, because as a parameter the planner would take it for a tenth of the table.
-    """
-    arguments: list[Any] = []
-
-    def argument(value: Any) -> str:
-        arguments.append(value)
-        return f"${len(arguments)}"
-
-    def key(value: str) -> str:
-        return f"{argument(_key_argument(source, value))}::{_key_cast(source)}"
-
-    after, id = part.after, source.key.column
-    order = f's."modified_at", {id}'
-    present = 's."id" is not null'
-    recent = ""
-    if part.since is not None:
-        recent = source.changed_since.format(since=f"to_timestamp({argument(part.since)}::float8)")
-    if after is not None and after.modified_at is not None:
-        arguments.clear()
-        place = f"({argument(after.modified_at)}::text::timestamptz, {key(after.key)})"
-        where = f'(s."modified_at", {id}) > {place} and {present}'
-    elif part.order == "key":
-        where = f"{id} > {key(after.key)}" if after else present
-        order = id
-    elif part.order == "undated":
-        where = 's."modified_at" is null and ' + (f"{id} > {key(after.key)}" if after else present)
-    elif part.order == "dated":
-        where = f"{recent} and {present}"
-    else:
-        undated = 's."modified_at" is null' + (f" and {id} > {key(after.key)}" if after else "")
-        where = f"({undated} or {recent}) and {present}"
-        order = f's."modified_at" nulls first, {id}'
-    select = source.select if part.order == "key" else source.select_dated
-    if source.lines and part.order in ("key", "dated"):
-        select = source.lines_dated if part.dated_key else source.lines
-    which = f"where {where}\norder by {order}"
-    if limit is not None:
-        which += f"\nlimit {int(limit)}"
-    if part.skip:
-        which += f"\noffset {argument(part.skip)}::int8"
-    return source.rows(select, which, order), arguments
-
-
-def _edge_statement(source: Source, after: Position, *, dated: bool) -> tuple[str, list[Any]]:
-    """The SQL for the ids of the rows that share a place in the order: two at most."""
-    shown = "int8" if source.key.family == "int8" else "text"
-    sql = f'select s."id"::{shown} from {source.relation} as s\nwhere s."id" = $1::{_key_cast(source)}'  # noqa: S608
-    arguments = [_key_argument(source, after.key)]
-    if dated:
-        sql += ' and s."modified_at" is not distinct from $2::text::timestamptz'
-        arguments.append(after.modified_at)
-    return sql + "\nlimit 2", arguments
-
-
-def _key_argument(source: Source, key: str) -> Any:
-    return int(key) if source.key.family == "int8" else key
-
-
-def _key_cast(source: Source) -> str:
-    return "int8" if source.key.family == "int8" else f"text::{source.key.family}"

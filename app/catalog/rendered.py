@@ -19,7 +19,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.guard import shrunk
+from app.catalog.guard import ACCEPT, shrunk
 from app.catalog.pool import LOST, NO_DEADLINE
 from app.catalog.rendering import Rendering, rendering
 from app.catalog.source import columns_of, items_relation, key_of_items
@@ -35,8 +35,6 @@ OUTBOX_LOCK = 0x636C6602
 
 KEPT_DAYS = 30
 _CONFLICTS = 5
-_DOUBTS = 2
-"""So many times what is gone is looked for again. What comes back each time is no accident."""
 _MERGE_SINCE = 170_000
 """PostgreSQL 17 brought MERGE … WHEN NOT MATCHED BY SOURCE and its RETURNING."""
 
@@ -63,10 +61,6 @@ class RefreshError(Exception):
     """A refresh did not happen; what is served stays as it was. The message says why and what to do."""
 
 
-class _ReadAgainError(Exception):
-    """What was read was perhaps not all there is."""
-
-
 class RefreshBusyError(RefreshError):
     """Another process refreshes this feed right now."""
 
@@ -74,17 +68,21 @@ class RefreshBusyError(RefreshError):
 class RefreshHeldBackError(RefreshError):
     """The refresh would leave far fewer items than there were, or far fewer of them."""
 
-    def __init__(self, store: str, feed: FeedName, items: int, most: int | None, *, vanished: int = 0) -> None:
-        """`vanished`: how many of the `most` would be gone, although others come."""
+    def __init__(
+        self, store: str, feed: FeedName, items: int, most: int | None, *, vanished: int, replaced: bool = False
+    ) -> None:
+        """`vanished`: how many would be gone; `replaced`: it is for them, although others come."""
         self.items = items
         self.most = most
         self.vanished = vanished
+        self.replaced = replaced
         had = f"the most in 24 hours were {most:,}" if most is not None else "all of its rows lack required attributes"
-        if vanished:
+        if replaced:
             had = f"{vanished:,} of the {most:,} there are would be gone, and Clerk would be told to delete them"
         super().__init__(
             f"{feed} of {store} would have {items:,} items; {had}. What was rendered last goes on being served."
             f" If that is right: clerk-feed refresh --store {store} --feed {feed} --accept-shrink"
+            f" --items {items}"
         )
 
 
@@ -108,6 +106,13 @@ class _Counts(msgspec.Struct, frozen=True):
     vanished: int = 0
 
 
+class _Accepted(msgspec.Struct, frozen=True):
+    """What an operator says is right: so many items, and so many gone."""
+
+    items: int
+    vanished: int
+
+
 class Refresher:
     """Refreshes rendered feeds, each on a connection of its own."""
 
@@ -122,10 +127,14 @@ class Refresher:
         feed: FeedName,
         *,
         accept_shrink: bool = False,
+        accepted_items: int | None = None,
         unless_tried_within: float | None = None,
         watch: Watch | None = None,
     ) -> Summary | None:
         """Bring a feed's items up to date. None where it was tried within so many seconds.
+
+        `accept_shrink`: an operator says that it is right to leave `accepted_items`, or without a number as many as
+        the refresh that was held back last. Far fewer are held back all the same.
 
         Raises RefreshError, and what asyncpg raises where no connection can be had.
         """
@@ -137,7 +146,13 @@ class Refresher:
             if watch:
                 watching = asyncio.create_task(self._watch(id, watch))
             return await self._recorded(
-                connection, id, store, feed, accept_shrink=accept_shrink, unless_tried_within=unless_tried_within
+                connection,
+                id,
+                store,
+                feed,
+                accept_shrink=accept_shrink,
+                accepted_items=accepted_items,
+                unless_tried_within=unless_tried_within,
             )
         finally:
             if watching:
@@ -173,6 +188,7 @@ class Refresher:
         feed: FeedName,
         *,
         accept_shrink: bool,
+        accepted_items: int | None,
         unless_tried_within: float | None,
     ) -> Summary | None:
         """The refresh, with its outcome on record and told, whatever it is."""
@@ -186,20 +202,20 @@ class Refresher:
                 store,
                 feed,
                 accept_shrink=accept_shrink,
+                accepted_items=accepted_items,
                 unless_tried_within=unless_tried_within,
             )
         except RefreshHeldBackError as held:
-            await _note(connection, id, began, "held back", held.items, held.most, str(held))
-            self._emit(
-                RefreshHeldBack(store=store.name, feed=feed, items=held.items, most=held.most, vanished=held.vanished)
-            )
+            await _note(connection, id, began, "held back", str(held), held)
+            gone = held.vanished if held.replaced else 0
+            self._emit(RefreshHeldBack(store=store.name, feed=feed, items=held.items, most=held.most, vanished=gone))
             raise
         except RefreshBusyError:
             raise
         except (RefreshError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             told = error if isinstance(error, RefreshError) else await _explained(connection, store, feed, error)
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                await _note(connection, id, began, "failed", None, None, str(told))
+                await _note(connection, id, began, "failed", str(told))
             self._emit(RefreshFailed(store=store.name, feed=feed, cause=str(told)))
             raise told from error
         if summary is not None:
@@ -231,11 +247,11 @@ async def _refreshed(
     feed: FeedName,
     *,
     accept_shrink: bool,
+    accepted_items: int | None,
     unless_tried_within: float | None,
 ) -> Summary | None:
     """One refresh, again where another one has just ended in between."""
-    for attempt in range(_CONFLICTS):
-        doubts = attempt < _DOUBTS
+    for _ in range(_CONFLICTS):
         # A process that died after its commit has left this undone.
         async with connection.transaction():
             await connection.execute(_VISIBLE, id)
@@ -253,9 +269,10 @@ async def _refreshed(
                 await connection.execute("rollback")
                 return None
             state = msgspec.convert(dict(row), _State)
-            summary = await _Run(connection, store, feed, state, accept_shrink=accept_shrink, doubts=doubts).run()
+            accepted = await _accepted(connection, store, feed, state, accepted_items) if accept_shrink else None
+            summary = await _Run(connection, store, feed, state, accepted).run()
             await connection.execute("commit")
-        except (asyncpg.SerializationError, _ReadAgainError):
+        except asyncpg.SerializationError:
             await connection.execute("rollback")
             continue
         except BaseException:
@@ -270,6 +287,24 @@ async def _refreshed(
     raise RefreshBusyError(f"{feed} of {store.name} is refreshed by other processes all the time.")
 
 
+async def _accepted(connection: Any, store: Store, feed: FeedName, state: _State, items: int | None) -> _Accepted:
+    """What an operator accepts who says so many items, or none. Raises RefreshError where it can't be told."""
+    held = await connection.fetchrow(_HELD_BACK, state.id)
+    if items is None:
+        if held is None:
+            raise RefreshError(
+                f"No refresh of {feed} of {store.name} is held back: there is nothing to accept. Run it without"
+                " --accept-shrink, or say with --items how many items are right."
+            )
+        if not held["items"]:
+            raise RefreshError(
+                f"The last refresh of {feed} of {store.name} found no items at all. If that is right: --items 0"
+            )
+        items = held["items"]
+    known = (held["vanished"] or 0) if held else 0
+    return _Accepted(items, max(known, state.items - items))
+
+
 class _Run:
     """The statements of one refresh, inside its transaction."""
 
@@ -279,24 +314,20 @@ class _Run:
         store: Store,
         feed: FeedName,
         state: _State,
-        *,
-        accept_shrink: bool,
-        doubts: bool,
+        accepted: "_Accepted | None",
     ) -> None:
-        """`doubts`: whether to look again for what is gone."""
         self._connection = connection
         self._store = store
         self._feed = feed
         self._state = state
-        self._accept_shrink = accept_shrink
-        self._doubts = doubts
+        self._accepted = accepted
 
     async def run(self) -> Summary:
         connection, store, feed, state = self._connection, self._store.name, self._feed, self._state
         how = await self._rendering()
         most = await connection.fetchval(_MOST, state.id)
         kept = state.items_table and await key_of_items(connection, state.items_table)
-        if kept == how.key and not self._accept_shrink and await connection.fetchval(_IS_HELD_BACK, state.id):
+        if kept == how.key and self._accepted is None and await connection.fetchrow(_HELD_BACK, state.id):
             # It was held back before, and most probably is again: look first, instead of writing and undoing.
             preview = await _previewed(connection, state, how, store, feed, 0)
             self._require_enough(preview.items, preview.invalid, most, preview.vanished)
@@ -307,11 +338,13 @@ class _Run:
         if kept == how.key and state.items_table and left_behind is None:
             table = state.items_table
             counts, items = await self._merged(how, table, stamp)
+            among = _VANISHED.format(family=f"{how.key.family}{how.key.order}") if counts.vanished else None
         else:
             table = _next_table(state)
             counts, items = await self._filled(how, table, stamp, old=state.items_table if kept else None)
-        if counts.vanished and kept == how.key and self._doubts:
-            await self._require_gone(how, stamp, counts.vanished)
+            among = "true"
+        if among is not None:
+            counts, items = await self._taken_back(how, table, stamp, among, counts, items)
         invalid = await self._note_faults(table, stamp)
         self._require_enough(items, invalid, most, counts.vanished)
         added = items - state.items + counts.vanished if kept else items
@@ -319,15 +352,15 @@ class _Run:
         summary = Summary(store, feed, items, added, changed, items - added - changed, counts.vanished, invalid, 0)
         await connection.execute(
             _RECORD, state.id, began, stamp, items, added, changed, summary.unchanged, counts.vanished, invalid,
-            self._accept_shrink,
+            self._accepted is not None,
         )  # fmt: skip
         told = (state.items_table, state.items, state.invalid)
         if (table, items, invalid) != told or counts.stamped:
             await connection.execute(_UPDATE_STATE, state.id, table, items, invalid)
         if left_behind is not None and left_behind["quiet"]:
             await connection.execute(_IS_RENDERED, store, feed)
-        if self._accept_shrink:
-            await connection.execute(_ACCEPT, store, feed, items)
+        if self._accepted is not None:
+            await connection.execute(ACCEPT, store, feed, items)
         await connection.execute(_SWEEP, state.id, store, feed)
         # Last, and for a moment: what is being deleted at Clerk right now must not come back meanwhile.
         await connection.execute("select pg_advisory_xact_lock($1, $2)", OUTBOX_LOCK, state.id)
@@ -342,27 +375,31 @@ class _Run:
 
     def _require_enough(self, items: int, invalid: int, most: int | None, vanished: int) -> None:
         """Hold back what would drain the shop, be it that other items take the place of those that are deleted."""
-        if self._accept_shrink:
-            return
         store, settings, before = self._store.name, self._store.feed(self._feed), self._state.items
-        if shrunk(items, invalid, most, settings):
-            raise RefreshHeldBackError(store, self._feed, items, most)
-        if vanished > settings.shrink_floor and vanished > before * settings.shrink_limit:
-            raise RefreshHeldBackError(store, self._feed, items, before, vanished=vanished)
+        accepted = self._accepted
+        if shrunk(items, invalid, most if accepted is None else accepted.items, settings):
+            raise RefreshHeldBackError(store, self._feed, items, most, vanished=vanished)
+        more = vanished - (accepted.vanished if accepted else 0)
+        if more > settings.shrink_floor and more > before * settings.shrink_limit:
+            raise RefreshHeldBackError(store, self._feed, items, before, vanished=vanished, replaced=True)
 
-    async def _require_gone(self, how: Rendering, stamp: str, vanished: int) -> None:
-        """Look again for what the source no longer had. Raises _ReadAgainError where it has most of it after all.
+    async def _taken_back(
+        self, how: Rendering, table: str, stamp: str, among: str, counts: _Counts, items: int
+    ) -> tuple[_Counts, int]:
+        """Take in what the source has after all, and was without when its statement began; see `Source.looks_late`.
 
-        Some may have come back meanwhile, as items do.
+        `among`: SQL for the rows to look at. Answers what was written, and how many items there are then.
         """
-        family = f"{how.key.family}{how.key.order}"
-        row = await self._connection.fetchrow(
-            _STILL_THERE.format(source=how.relation, family=family), self._store.name, self._feed, stamp
+        sql = _TAKE_BACK.format(table=items_relation(table), among=among, **_parts(how))
+        row = await self._connection.fetchrow(sql, stamp, self._store.name, self._feed)
+        taken, unburied = row["taken"], row["unburied"]
+        counts = msgspec.structs.replace(
+            counts,
+            inserted=counts.inserted + taken,
+            stamped=counts.stamped + taken,
+            vanished=counts.vanished - unburied,
         )
-        if 2 * row["found"] > vanished:
-            raise _ReadAgainError(
-                f"{how.relation} has {row['found']} ids again that it was without, {row['first']} first."
-            )
+        return counts, items + taken
 
     async def _merged(self, how: Rendering, table: str, stamp: str) -> tuple[_Counts, int]:
         """Write what differs. Answers what was written, and how many items there are then."""
@@ -487,10 +524,11 @@ async def _drop_old(connection: Any, id: int) -> None:
 
 
 async def _note(
-    connection: Any, id: int, began: str, outcome: str, items: int | None, most: int | None, detail: str
+    connection: Any, id: int, began: str, outcome: str, detail: str, held: RefreshHeldBackError | None = None
 ) -> None:
+    numbers = (held.items, held.most, held.vanished) if held else (None, None, None)
     async with connection.transaction():
-        await connection.execute(_NOTE, id, began, outcome, items, most, detail[:2000])
+        await connection.execute(_NOTE, id, began, outcome, detail[:2000], *numbers)
 
 
 async def _explained(connection: Any, store: Store, feed: FeedName, error: Exception) -> RefreshError:
@@ -636,14 +674,16 @@ where finished > now() - interval '24 hours'
   or id = (select max(id) from done where finished <= now() - interval '24 hours')
 """
 
-_IS_HELD_BACK = """
-select coalesce((
-  select outcome = 'held back'
+_HELD_BACK = """
+select items, vanished
+from (
+  select items, vanished, outcome
   from clerk_feed.refresh
   where rendered = $1 and outcome <> 'failed'
   order by id desc
   limit 1
-), false)
+) as last
+where outcome = 'held back'
 """
 
 # Later than every stamp before, whatever the clock does.
@@ -663,14 +703,8 @@ values ($1, $2::text::timestamptz, 'done', $3::text::timestamptz, $4, $5, $6, $7
 """
 
 _NOTE = """
-insert into clerk_feed.refresh (rendered, started, outcome, items, most, detail)
-values ($1, $2::text::timestamptz, $3, $4, $5, $6)
-"""
-
-_ACCEPT = """
-insert into clerk_feed.accepted_shrink (store, feed, items)
-values ($1, $2, $3)
-on conflict (store, feed) do update set items = excluded.items, accepted = clock_timestamp()
+insert into clerk_feed.refresh (rendered, started, outcome, detail, items, most, vanished)
+values ($1, $2::text::timestamptz, $3, $4, $5, $6, $7)
 """
 
 # What no measure, no delta and no walk needs any more.
@@ -735,14 +769,34 @@ with kept as (
 select count(*) from kept
 """
 
-# In a statement of its own, which sees what the one before may have missed: a function or a foreign table in the view
-# looks at a table only after the statement has begun, and one that is emptied and filled meanwhile was empty to it.
-_STILL_THERE = """
-select count(*) as found, min(t.item) as first
-from clerk_feed.tombstone as t
-join {source} as s on s."id" = t.item::{family} and s."id"::text = t.item
-where t.store = $1 and t.feed = $2 and t.vanished = $3::text::timestamptz
+# In a statement of its own, which sees what the one before may have missed: rows of a partition that was attached with
+# them, or those that a function let through when its table was filled again.
+_TAKE_BACK = """
+with taken as (
+  insert into {table} (id, doc, modified_at)
+  select s."id", s.doc::json, $1::text::timestamptz
+  from (
+    select s."id", {doc} as doc
+    from {source} as s
+    where s."id" is not null and {among} and not exists (select from {table} as known where known.id = s."id")
+    offset 0
+  ) as s
+  where s.doc is not null
+  returning id::text as item
+), unburied as (
+  delete from clerk_feed.tombstone as t
+  using taken
+  where t.store = $2 and t.feed = $3 and t.item = taken.item and t.vanished = $1::text::timestamptz
+  returning 1
+)
+select (select count(*) from taken) as taken, (select count(*) from unburied) as unburied
 """
+
+_VANISHED = """s."id" in (
+      select t.item::{family}
+      from clerk_feed.tombstone as t
+      where t.store = $2 and t.feed = $3 and t.vanished = $1::text::timestamptz
+    )"""
 
 _BURY_OLD = """
 with buried as (

@@ -117,6 +117,10 @@ class Source(msgspec.Struct, frozen=True):
     count_ids: str
     """SQL that counts the valid items, however often they are repeated."""
     encoder: ItemEncoder | LineEncoder
+    valid: str = "true"
+    """SQL for what holds of the rows of valid items."""
+    looks_late: bool = False
+    """Whether PostgreSQL looks for some of its rows only after the statement's state is taken, see `_LOOKS_LATE`."""
     changed_since: str = 's."modified_at" >= {since}'
     """SQL for what changed since a moment, which stands in for {since}."""
     lines: str = ""
@@ -246,6 +250,8 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
         return await _describe_rendered(connection, store, feed)
     relation, columns = await columns_of(connection, store, feed)
     source = build(store.name, feed, relation, columns)
+    if await connection.fetchval(_LOOKS_LATE, relation.schema, relation.name):
+        source = msgspec.structs.replace(source, looks_late=True)
     if not await connection.fetchval(_HAS_NOTES):
         return source
     before = await connection.fetchrow(_RENDERED_UNTIL, store.name, feed)
@@ -296,7 +302,7 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         read.append("modified_at")
     attributes = tuple(column.name for column in served)
     key = key_of(relation, by_name["id"])
-    valid = f"from {origin} where " + " and ".join(valid_conditions(served, REQUIRED[feed]))
+    valid = " and ".join(valid_conditions(served, REQUIRED[feed]))
     return Source(
         store=store,
         feed=feed,
@@ -308,10 +314,11 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         select=select,
         select_key=f"{select},\n  {key.column} as key",
         select_dated=dated,
-        count=f"select count(*) {valid}",
+        count=f"select count(*) from {origin} where {valid}",  # noqa: S608 (quoted)
         count_rows=f'select count(s."id") from {origin}',  # noqa: S608 (quoted)
-        count_ids=f'select count(distinct s."id") {valid}',
+        count_ids=f'select count(distinct s."id") from {origin} where {valid}',  # noqa: S608 (quoted)
         encoder=ItemEncoder(attributes, REQUIRED[feed]),
+        valid=valid,
     )
 
 
@@ -541,6 +548,37 @@ select
 from pg_class as c
 join pg_namespace as n on n.oid = c.relnamespace
 where n.nspname = $1 and c.relname = $2
+"""
+
+# What a statement reads is of the moment it began. But which partitions or inheriting tables there are PostgreSQL finds
+# before it waits for one that another transaction attaches with rows of others, and a function, a policy or another
+# server looks at its tables after: then one that was emptied and filled again meanwhile was empty to the statement.
+_LOOKS_LATE = """
+with recursive beneath (oid) as (
+  select to_regclass(format('%I.%I', $1::text, $2::text))::oid
+  union
+  select d.refobjid
+  from beneath
+  join pg_class as v on v.oid = beneath.oid and v.relkind = 'v'
+  join pg_rewrite as r on r.ev_class = v.oid
+  join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+  where d.refclassid = 'pg_class'::regclass
+)
+select
+  exists (
+    select
+    from beneath
+    join pg_class as c on c.oid = beneath.oid
+    where c.relkind in ('p', 'f') or c.relhassubclass or c.relrowsecurity
+  ) or exists (
+    select
+    from beneath
+    join pg_class as v on v.oid = beneath.oid and v.relkind = 'v'
+    join pg_rewrite as r on r.ev_class = v.oid
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+    join pg_proc as p on d.refclassid = 'pg_proc'::regclass and p.oid = d.refobjid
+    where p.provolatile <> 'i'
+  )
 """
 
 # Domains may stand on domains, and an array's elements may be of a domain: two climbs to the base.

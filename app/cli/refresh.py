@@ -26,7 +26,10 @@ from app.upkeep import deletes
 @click.option("--feed", type=click.Choice(FEEDS), help="Only this feed.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @click.option("--accept-shrink", is_flag=True, help="The feed is right to have so few items.")
-def refresh(path: Path, store: str | None, feed: FeedName | None, dry_run: bool, accept_shrink: bool) -> None:
+@click.option("--items", type=click.IntRange(0), help="How many they are; without it, what was held back last.")
+def refresh(
+    path: Path, store: str | None, feed: FeedName | None, dry_run: bool, accept_shrink: bool, items: int | None
+) -> None:
     """Render the feeds with rendered = true anew and write what differs.
 
     Readers are not disturbed: they see all of a refresh or nothing of it. A refresh that would leave far fewer items
@@ -35,12 +38,21 @@ def refresh(path: Path, store: str | None, feed: FeedName | None, dry_run: bool,
     """
     if accept_shrink and (store is None or feed is None):
         raise click.ClickException("--accept-shrink needs --store and --feed: it is said of one feed")
+    if items is not None and not accept_shrink:
+        raise click.ClickException("--items belongs to --accept-shrink: it says how many items are right")
     try:
         settings = load(path)
         chosen = rendered_feeds(settings, path, store, feed)
         with ExitStack() as stack:
             done = asyncio.run(
-                _refresh(settings, database(settings, stack), chosen, dry_run=dry_run, accept_shrink=accept_shrink)
+                _refresh(
+                    settings,
+                    database(settings, stack),
+                    chosen,
+                    dry_run=dry_run,
+                    accept_shrink=accept_shrink,
+                    accepted_items=items,
+                )
             )
     except (SettingsError, EmbeddedError, SchemaError) as error:
         raise click.ClickException(str(error)) from None
@@ -51,7 +63,13 @@ def refresh(path: Path, store: str | None, feed: FeedName | None, dry_run: bool,
 
 
 async def _refresh(
-    settings: Settings, dsn: str, chosen: list[tuple[Store, FeedName]], *, dry_run: bool, accept_shrink: bool
+    settings: Settings,
+    dsn: str,
+    chosen: list[tuple[Store, FeedName]],
+    *,
+    dry_run: bool,
+    accept_shrink: bool,
+    accepted_items: int | None,
 ) -> bool:
     connection = await asyncpg.connect(dsn, timeout=10)
     try:
@@ -66,7 +84,9 @@ async def _refresh(
             if dry_run:
                 summary: Summary | None = await refresher.preview(store, feed)
             else:
-                summary = await refresher.refresh(store, feed, accept_shrink=accept_shrink, watch=progress)
+                summary = await refresher.refresh(
+                    store, feed, accept_shrink=accept_shrink, accepted_items=accepted_items, watch=progress
+                )
         except RefreshError as error:
             progress.clear()
             click.echo(f"{store.name}/{feed}: not refreshed. {error}", err=True)

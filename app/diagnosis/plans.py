@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from app.catalog.reader import Position, statement_behind
 from app.catalog.source import Source, quoted
+from app.catalog.statements import Position, statement_behind
 from app.catalog.tables import identifier
 from app.diagnosis.findings import Finding, note, warning
 

@@ -48,7 +48,11 @@ async def refresh_findings(connection: Any, store: Store, feed: FeedName) -> lis
                 "refresh-failed",
                 f"The last refresh {'failed' if row['last_outcome'] == 'failed' else 'was held back'}:{detail}",
                 f"Mend the view, then run: {command}"
-                + (" --accept-shrink, if so few items are right" if row["last_outcome"] == "held back" else ""),
+                + (
+                    f" --accept-shrink --items {row['last_items']}, if so few items are right"
+                    if row["last_outcome"] == "held back"
+                    else ""
+                ),
             )
         )
     if row is not None and row["deletions_waiting"] and not store.private_key:
@@ -64,7 +68,7 @@ async def refresh_findings(connection: Any, store: Store, feed: FeedName) -> lis
 
 _STATE = """
 select
-  served, last_outcome, last_detail, deletions_waiting,
+  served, last_outcome, last_detail, last_items, deletions_waiting,
   extract(epoch from now() - refreshed)::float8 as age
 from clerk_feed.rendered_state
 where store = $1 and feed = $2

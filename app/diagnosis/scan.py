@@ -13,8 +13,9 @@ import msgspec
 import orjson
 
 from app.catalog.pool import LOST, Pool
-from app.catalog.reader import Reader, Span
+from app.catalog.reader import Reader
 from app.catalog.source import Source
+from app.catalog.statements import Span
 from app.diagnosis.findings import Finding, error, warning
 from app.diagnosis.items import Attribute, Inspection
 from app.diagnosis.references import CategoryTree, References, categories_in, products_in, subcategories_in

@@ -209,7 +209,7 @@ FEED_SHRUNK = Problem(
     "The feed has lost far more items than is usual, so its end is held back.",
     "Clerk would delete what is missing. Check the view: a join that finds nothing, an emptied table, a required column"
     " gone NULL. The shop keeps its index meanwhile. If the shrink is right, say so:"
-    " clerk-feed accept-shrink --store STORE --feed FEED",
+    " clerk-feed accept-shrink --store STORE --feed FEED --items ITEMS",
 )
 FEED_NOT_RENDERED = Problem(
     503,

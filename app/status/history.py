@@ -95,6 +95,7 @@ class Rendered(msgspec.Struct, frozen=True):
     last_tried: float | None
     last_detail: str | None
     deletions_waiting: int
+    last_items: int | None
 
 
 class InvalidItems(msgspec.Struct, frozen=True):
@@ -186,7 +187,7 @@ _RENDERED = """
 select
   store, feed, served, items, invalid, extract(epoch from refreshed)::float8 as refreshed,
   extract(epoch from took)::float8 as took, added, changed, vanished, last_outcome,
-  extract(epoch from last_tried)::float8 as last_tried, last_detail, deletions_waiting
+  extract(epoch from last_tried)::float8 as last_tried, last_detail, deletions_waiting, last_items
 from clerk_feed.rendered_state
 order by store, feed
 """

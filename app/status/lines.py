@@ -207,7 +207,7 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
     events.WalkEnded: _ended,
     events.WalkHeldBack: lambda e: (
         f"{e.store}/{e.feed}: walk {e.walk} held back: {e.items} items, {e.last} the last time;"
-        f" if that is right: clerk-feed accept-shrink --store {e.store} --feed {e.feed}"
+        f" if that is right: clerk-feed accept-shrink --store {e.store} --feed {e.feed} --items {e.items}"
     ),
     events.Refreshed: lambda e: (
         f"{e.store}/{e.feed}: refreshed in {e.seconds:.1f} s: {e.added} new, {e.changed} changed,"
@@ -216,7 +216,7 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
     events.RefreshHeldBack: lambda e: (
         f"{e.store}/{e.feed}: refresh held back: {e.items} items, {e.most} before"
         f"{f', {e.vanished} of them gone' if e.vanished else ''};"
-        f" if that is right: clerk-feed refresh --store {e.store} --feed {e.feed} --accept-shrink"
+        f" if that is right: clerk-feed refresh --store {e.store} --feed {e.feed} --accept-shrink --items {e.items}"
     ),
     events.DeletionsPushed: lambda e: (
         f"{e.store}/{e.feed}: {e.deleted} items deleted at Clerk" + (f", {e.refused} refused" if e.refused else "")

@@ -305,7 +305,7 @@ def _troubles(
             where,
             f"It would have ended with {say.plural(full.count, 'item')}, far fewer than the one before.",
             problem.fix.partition(" If the shrink is right")[0] + " If the shrink is right, say so:",
-            f"clerk-feed accept-shrink --store {store} --feed {name}",
+            f"clerk-feed accept-shrink --store {store} --feed {name} --items {full.count}",
             last=full.walk.last_page,
         )
     if full and full.outcome == "given up" and not is_running:
@@ -335,7 +335,7 @@ def _troubles(
             rendered.last_detail or "",
             "The feed serves what the last good refresh found. Mend the view; the next refresh goes on by itself."
             + (" If the shrink is right, say so:" if rendered.last_outcome == "held back" else ""),
-            f"clerk-feed refresh --store {store} --feed {name} --accept-shrink"
+            f"clerk-feed refresh --store {store} --feed {name} --accept-shrink --items {rendered.last_items}"
             if rendered.last_outcome == "held back"
             else "",
             last=rendered.last_tried,

@@ -1,0 +1,171 @@
+"""The SQL that reads parts of a source, in order, behind a place."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from app.catalog.source import Source
+from app.catalog.standbys import Mark
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in the order of a walk: behind the item with this key.
+
+    Incremental walks go by (modified_at, id), with items without a modified_at first.
+    """
+
+    key: str
+    modified_at: str | None = None
+    """As PostgreSQL writes a timestamptz, microseconds included; None in full walks and for undated items."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """What to read of a source."""
+
+    after: Position | None = None
+    since: float | None = None
+    """Unix seconds; makes the read incremental."""
+    skip: int = 0
+    """Rows to count off first: the plain OFFSET of a page that belongs to no walk."""
+    from_client: bool = False
+    """Whether `after` is what a client wrote, so that it may be no key at all."""
+    mark: Mark | None = None
+    """The beginning of the walk, where standbys may read it."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A run of rows in one order.
+
+    A full walk is one part. An incremental one is two, the undated items and the dated ones, so that an index on
+    (modified_at, id) serves both. A page found by counting takes both at once: it sorts anyway.
+    """
+
+    order: Literal["key", "undated", "dated", "counted"]
+    after: Position | None = None
+    since: float | None = None
+    skip: int = 0
+    from_client: bool = False
+
+    @property
+    def dated_key(self) -> bool:
+        return self.order != "key"
+
+    def behind(self, rows: Sequence[Any]) -> "Part":
+        """What is left of the part after these rows."""
+        return msgspec.structs.replace(self, after=self.position(rows), skip=0)
+
+    def position(self, rows: Sequence[Any]) -> Position:
+        """Behind the last of these rows."""
+        last = rows[-1]
+        return Position(str(last[1]), last[-1] if self.dated_key else None)
+
+
+def parts_of(span: Span, *, all_dated: bool = False) -> list[Part]:
+    """The parts of a span; in a rendered feed each item is dated: some refresh has stamped it."""
+    after = span.after
+    if span.since is None:
+        return [Part("key", after, skip=span.skip, from_client=span.from_client)]
+    if span.skip:
+        return [Part("counted", since=span.since, skip=span.skip)]
+    if after is not None and after.modified_at is not None:
+        return [Part("dated", after, span.since)]
+    dated = Part("dated", since=span.since)
+    return [dated] if all_dated else [Part("undated", after), dated]
+
+
+def statement_behind(source: Source, after: Position, since: float | None, limit: int) -> tuple[str, list[Any]]:
+    """The SQL that reads a page behind a position, and its arguments: for who wants to see its plan."""
+    return statement(source, parts_of(Span(after, since))[0], limit)
+
+
+def statement(source: Source, part: Part, limit: int | None) -> tuple[str, list[Any]]:
+    """The SQL that reads a part, and its arguments.
+
+    LIMIT is written out, because as a parameter the planner would take it for a tenth of the table.
+    """
+    which = _Which(source, part)
+    select = source.select if part.order == "key" else source.select_dated
+    if source.lines and part.order in ("key", "dated"):
+        select = source.lines_dated if part.dated_key else source.lines
+    sql = f"where {which.where}\norder by {which.order}"
+    if limit is not None:
+        sql += f"\nlimit {int(limit)}"
+    if part.skip:
+        sql += f"\noffset {which.argument(part.skip)}::int8"
+    return source.rows(select, sql, which.order), which.arguments
+
+
+def ids_statement(source: Source, part: Part, last: Position) -> tuple[str, list[Any]]:
+    """The SQL for the ids of a part's valid items up to a place, and its arguments. Not for parts found by counting."""
+    which = _Which(source, part)
+    if last.modified_at is None:
+        end = f"{source.key.column} <= {which.key(last.key)}"
+    else:
+        end = f'(s."modified_at", {source.key.column}) <= {which.place(last)}'
+    sql = f"select {_shown_id(source)} as id\nfrom {source.origin}\nwhere {which.where} and {end}"
+    return f"{sql} and {source.valid}", which.arguments
+
+
+class _Which:
+    """Which rows a part has, in SQL, with the arguments that it needs.
+
+    The bare name in ORDER BY would mean the output column: id::text sorts otherwise, so every name is qualified.
+    """
+
+    def __init__(self, source: Source, part: Part) -> None:
+        self.arguments: list[Any] = []
+        self._source = source
+        after, id = part.after, source.key.column
+        self.order = id if part.order == "key" else f's."modified_at", {id}'
+        present = 's."id" is not null'
+        if after is not None and after.modified_at is not None:
+            self.where = f'(s."modified_at", {id}) > {self.place(after)} and {present}'
+        elif part.order == "key":
+            self.where = f"{id} > {self.key(after.key)}" if after else present
+        elif part.order == "undated":
+            self.where = 's."modified_at" is null and ' + (f"{id} > {self.key(after.key)}" if after else present)
+        elif part.order == "dated":
+            self.where = f"{self._recent(part.since)} and {present}"
+        else:
+            undated = 's."modified_at" is null' + (f" and {id} > {self.key(after.key)}" if after else "")
+            self.where = f"({undated} or {self._recent(part.since)}) and {present}"
+            self.order = f's."modified_at" nulls first, {id}'
+
+    def argument(self, value: Any) -> str:
+        """A value as SQL refers to it."""
+        self.arguments.append(value)
+        return f"${len(self.arguments)}"
+
+    def key(self, value: str) -> str:
+        """A key as SQL refers to it."""
+        return f"{self.argument(_key_argument(self._source, value))}::{_key_cast(self._source)}"
+
+    def place(self, of: Position) -> str:
+        """A dated place as SQL refers to it."""
+        return f"({self.argument(of.modified_at)}::text::timestamptz, {self.key(of.key)})"
+
+    def _recent(self, since: float | None) -> str:
+        return self._source.changed_since.format(since=f"to_timestamp({self.argument(since)}::float8)")
+
+
+def edge_statement(source: Source, after: Position, *, dated: bool) -> tuple[str, list[Any]]:
+    """The SQL for the ids of the rows that share a place in the order: two at most."""
+    sql = f'select {_shown_id(source)} from {source.relation} as s\nwhere s."id" = $1::{_key_cast(source)}'  # noqa: S608
+    arguments = [_key_argument(source, after.key)]
+    if dated:
+        sql += ' and s."modified_at" is not distinct from $2::text::timestamptz'
+        arguments.append(after.modified_at)
+    return sql + "\nlimit 2", arguments
+
+
+def _shown_id(source: Source) -> str:
+    return f's."id"::{"int8" if source.key.family == "int8" else "text"}'
+
+
+def _key_argument(source: Source, key: str) -> Any:
+    return int(key) if source.key.family == "int8" else key
+
+
+def _key_cast(source: Source) -> str:
+    return "int8" if source.key.family == "int8" else f"text::{source.key.family}"
