@@ -231,7 +231,7 @@ class Answer:
         if self._incremental or reader.reads_standbys or not reader.is_small(source, wanted.limit):
             return None
         if source.looks_late:
-            return None  # its rows must be looked at twice before the page is turned
+            return None  # its rows are looked at twice before the page is turned
         found = await self._catalog.small_pages.read(source, offset=wanted.offset, limit=wanted.limit)
         if found is None:
             return None

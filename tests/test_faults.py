@@ -35,10 +35,8 @@ from tests.conftest import (
     Serve,
     Shop,
     base_config,
-    changed,
     eventually,
     ids,
-    partition_attached,
     reloaded,
 )
 from tests.test_http import connect, dechunked, request
@@ -853,109 +851,6 @@ def test_a_table_that_a_function_reads_is_filled_anew_at_the_end_of_a_walk(
     with reloaded(loop, database, "shop.listed") as meanwhile:
         answer = meanwhile(partial(service.get, f"/shop/products?limit={limit}&offset={2 * limit}"))
     assert len(answer.lines) == 30
-
-
-@pytest.mark.parametrize("limit", [50, 150, 1000])
-@pytest.mark.parametrize("size", [7, 9000])
-def test_a_page_let_through_in_part_by_a_function_whose_table_is_filled_anew_is_whole(
-    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop, limit: int, size: int
-) -> None:
-    """What is let through otherwise lies behind what is not, so that the page is full."""
-    fill(database, 3 * limit, description="x" * size)
-    database.execute("create table shop.stock as select id from shop.products")
-    database.execute("alter table shop.stock add primary key (id)")
-    database.execute("alter table shop.products rename to chairs")
-    database.execute(
-        "create function shop.in_stock(bigint) returns boolean stable language plpgsql as"
-        " $$ begin return exists (select from shop.stock as l where l.id = $1); end $$"
-    )
-    database.execute("create view shop.products as select * from shop.chairs where id % 2 = 0 or shop.in_stock(id)")
-    service = serve(one_store(database.dsn, clerk))
-    found = ids(service.get(f"/shop/products?limit={limit}&offset=0").lines)
-    time.sleep(2.5)  # what was read ahead is given up
-    with reloaded(loop, database, "shop.stock") as meanwhile:
-        found += ids(meanwhile(partial(service.get, f"/shop/products?limit={limit}&offset={limit}")).lines)
-    found += ids(service.get(f"/shop/products?limit={limit}&offset={2 * limit}").lines)
-    assert found == list(range(1, 3 * limit + 1))
-
-
-def test_items_that_lack_something_while_a_table_is_filled_anew_are_not_left_out(
-    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop
-) -> None:
-    """A function that looks up a required attribute finds nothing in it."""
-    fill(database, 300)
-    database.execute("create table shop.prices as select id, price from shop.products")
-    database.execute("alter table shop.prices add primary key (id)")
-    database.execute("alter table shop.products rename to chairs")
-    database.execute(
-        "create function shop.price_of(bigint) returns numeric stable language plpgsql as"
-        " $$ begin return (select p.price from shop.prices as p where p.id = $1); end $$"
-    )
-    database.execute(
-        "create view shop.products as select id, name, description, shop.price_of(id) as price, image, url, categories,"
-        " created_at, modified_at from shop.chairs"
-    )
-    service = serve(one_store(database.dsn, clerk))
-    found = ids(service.get("/shop/products?limit=100&offset=0").lines)
-    time.sleep(2.5)  # what was read ahead is given up
-    with reloaded(loop, database, "shop.prices") as meanwhile:
-        found += ids(meanwhile(partial(service.get, "/shop/products?limit=100&offset=100")).lines)
-    found += ids(service.get("/shop/products?limit=100&offset=200").lines)
-    assert found == list(range(1, 301))
-
-
-@pytest.mark.parametrize("place", ["limit=50", "limit=150", "limit=1000", "modified_after=1700000000", "all"])
-def test_rows_that_get_a_partition_of_their_own_are_not_left_out(
-    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop, place: str
-) -> None:
-    """PostgreSQL lists the partitions before it waits for the one that loses them."""
-    database.execute("create schema shop")
-    database.execute(
-        "create table shop.customers (id bigint primary key, email text default 'e', modified_at timestamptz)"
-        " partition by range (id)"
-    )
-    database.execute("create table shop.customers_default partition of shop.customers default")
-    database.execute(
-        "insert into shop.customers select i, 'e', timestamptz '2026-01-01' + i * interval '1s'"
-        " from generate_series(1, 3000) as i"
-    )
-    database.execute("analyze")
-    service = serve(one_store(database.dsn, clerk))
-    attached = partial(partition_attached, loop, database, "shop.customers")
-    if not place.startswith("limit"):
-        with attached(2001, 2501) as meanwhile:
-            query = "" if place == "all" else f"?{place}"
-            answer = meanwhile(partial(service.get, f"/shop/customers{query}"))
-        assert sorted(ids(answer.lines)) == list(range(1, 3001))
-        return
-    limit = int(place.partition("=")[2])
-    found = []
-    for offset in (0, limit):
-        found += ids(service.get(f"/shop/customers?limit={limit}&offset={offset}").lines)
-    time.sleep(2.5)  # what was read ahead is given up
-    with attached(2 * limit + 11, 2 * limit + 31) as meanwhile:
-        found += ids(meanwhile(partial(service.get, f"/shop/customers?limit={limit}&offset={2 * limit}")).lines)
-    assert found == list(range(1, 3 * limit + 1))
-
-
-def test_a_table_that_inherits_is_replaced_by_another_one(
-    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop
-) -> None:
-    database.execute("create schema shop")
-    database.execute("create table shop.customers (id bigint primary key, email text)")
-    for name, first in (("a", 1), ("b", 1001)):
-        database.execute(f"create table shop.{name} (like shop.customers including all) inherits (shop.customers)")
-        database.execute(f"insert into shop.{name} select i, 'e' from generate_series({first}, {first + 999}) as i")
-    database.execute("analyze")
-    service = serve(one_store(database.dsn, clerk))
-    with changed(loop, database) as (other, meanwhile):
-        other.execute("create table shop.a_new (like shop.customers including all)")
-        other.execute("insert into shop.a_new select * from shop.a")
-        other.execute("begin")
-        other.execute("alter table shop.a_new inherit shop.customers")
-        other.execute("drop table shop.a")
-        answer = meanwhile(partial(service.get, "/shop/customers"))
-    assert sorted(ids(answer.lines)) == list(range(1, 2001))
 
 
 @pytest.mark.parametrize("size", [7, 9000])

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -17,9 +18,10 @@ import msgspec
 from app.catalog.ids import report_missing, report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import LOST, Patience, Pool
+from app.catalog.second_look import SecondLook
 from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
 from app.catalog.standbys import Showing
-from app.catalog.statements import Part, Position, Span, edge_statement, ids_statement, parts_of, statement
+from app.catalog.statements import Part, Position, Span, edge_statement, parts_of, statement
 from app.protocol.problems import ITEM_INVALID, KEY_CHANGED, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid, Lines
 from app.settings import Database, Store
@@ -36,8 +38,6 @@ _STREAM_BATCHES = 2
 """Of ready items a stream takes larger chunks: each costs a statement, and a turn of the server's loop."""
 _FIRST_ROWS = 1
 """Rows of the very first fetch of a source, whose sizes nobody has seen yet."""
-_LOOKS = 5
-"""So many times rows are read anew because some are missing from them: new ones may come all the time."""
 _FEWER = 16
 """A batch that was too large is asked for again in so many parts."""
 
@@ -273,7 +273,7 @@ class Reader:
         """
         limit, run = left, _RUN_ROWS
         looked_again = False
-        looks = _LOOKS
+        second = SecondLook(source)
         while True:
             if interrupted and not looked_again and part.after is not None:
                 await self._look_at_edge(pool, source, part)
@@ -283,10 +283,8 @@ class Reader:
             # One row at a time is as large as it is: a cursor takes it without a bound.
             if limit is not None and limit <= per_fetch and per_fetch > 1:
                 page, ended = await self._at_once(pool, source, part, limit)
-                if looks and await self._lacks(pool, source, part, page):
-                    looks -= 1
+                if await second.lacks(part, page, partial(_fetched, pool), first=True):
                     continue
-                looks = _LOOKS
                 if page:
                     count = len(page)
                     part = part.behind(page)
@@ -296,11 +294,10 @@ class Reader:
                 cursor = LeasedCursor(pool, sql, arguments, self._settings.cursor_lease.seconds)
                 try:
                     while rows := await cursor.fetch(self._rows_per_fetch(source)):
-                        if looks and not cursor.is_sorted and await self._lacks(pool, source, part, rows):
-                            looks -= 1
+                        # A statement that sorts everything first would do so again.
+                        if not cursor.is_sorted and await second.lacks(part, rows, cursor.ask, first=not count):
                             rows = None
                             break
-                        looks = _LOOKS
                         count += len(rows)
                         part = part.behind(rows)
                         yield rows
@@ -320,29 +317,12 @@ class Reader:
     async def _at_once(self, pool: Pool, source: Source, part: Part, limit: int) -> tuple[Sequence[Any], bool]:
         """The rows of a page in one statement, one more than it needs, and whether they are the last."""
         try:
-            rows = await self._fetched(pool, statement(source, part, limit + 1))
+            rows = await _fetched(pool, *statement(source, part, limit + 1))
         except asyncpg.DataError:
             # Perhaps it is the row behind the page that fails: that is the next page's matter.
-            rows = await self._fetched(pool, statement(source, part, limit))
+            rows = await _fetched(pool, *statement(source, part, limit))
             return rows, len(rows) < limit
         return rows, len(rows) <= limit
-
-    async def _fetched(self, pool: Pool, asked: tuple[str, list[Any]]) -> Sequence[Any]:
-        sql, arguments = asked
-        async with pool.connection() as connection:
-            rows: Sequence[Any] = await bounded(connection, connection.fetch(sql, *arguments))
-            return rows
-
-    async def _lacks(self, pool: Pool, source: Source, part: Part, rows: Sequence[Any]) -> bool:
-        """Whether a statement of now finds valid items among some rows of a part that the rows are without."""
-        if not rows or not source.looks_late or part.skip or part.order == "counted":
-            return False
-        odd = [row[:-1] if part.dated_key else row for row in rows if not row[0]]
-        invalid = {item.id for item in source.encoder.items(odd).invalid}
-        sql, arguments = ids_statement(source, part, part.position(rows))
-        async with pool.connection() as connection:
-            found = await connection.fetch(sql, *arguments)
-        return not {row["id"] for row in found} <= {row[1] for row in rows} - invalid
 
     def _rows_per_fetch(self, source: Source) -> int:
         row_bytes = self._row_bytes.get((source.store, source.feed))
@@ -370,6 +350,12 @@ class Reader:
             f"Reading {source.feed} of {source.store} {behind} failed with SQLSTATE"
             f" {getattr(error, 'sqlstate', None)}.",
         )
+
+
+async def _fetched(pool: Pool, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    async with pool.connection() as connection:
+        rows: Sequence[Any] = await bounded(connection, connection.fetch(sql, *arguments))
+        return rows
 
 
 def key_changed(source: Source, before: str, now: str) -> Refusal:
@@ -425,6 +411,14 @@ class LeasedCursor:
             if not self.is_sorted:
                 self._pool.lend(self._recall)
             return rows
+
+    async def ask(self, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+        """The rows of another statement: on the cursor's connection, whose locks it may need, unless that is gone."""
+        async with self._lock:
+            if self._connection is not None:
+                rows: Sequence[Any] = await self._connection.fetch(sql, *arguments)
+                return rows
+        return await _fetched(self._pool, sql, arguments)
 
     def _recall(self) -> None:
         """Somebody waits for a connection, and whoever reads from this cursor is slow."""

@@ -63,9 +63,8 @@ class SmallPages:
             raise state_unavailable(error, self._emit) from error
         except (asyncpg.PostgresError, BatchTooLargeError):
             return None  # the common way meets it too, and knows what to say
-        # The statement's own condition for having turned the page.
-        if len(rows) < limit or not all(row[0] for row in rows):
-            return None
+        if not rows or rows[0][-1] is None:
+            return None  # it was not turned
         report_repeated(self._emit, source, rows[:limit], rows[limit] if len(rows) > limit else None)
         walk, rank = rows[0][-2:]
         return SmallPage([row[:-3] for row in rows[:limit]], walk, rank)
@@ -93,6 +92,8 @@ def _statement(source: Source, limit: int) -> str:
     arrived_at = ARRIVED_AT.format(incremental="false", shared=SHARED.format(incremental="false"))
     id = source.key.column
     which = f"where {id} > {behind} order by {id} limit {limit + 1}"
+    # Of the same moment as the page, but the plan is older; see SecondLook.
+    same_partitions = f" and ({source.partitions}) = '{source.partitions_seen}'" if source.partitions else ""
     return f"""
 with asked as materialized ({asked}), b as materialized ({candidates}), chosen as materialized (
   select * from b
@@ -109,7 +110,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
 ), full_page as materialized (
   select page.key::text as key
   from page
-  where (select count(*) >= {limit} and bool_and(c0) from page)
+  where (select count(*) >= {limit} and bool_and(c0) from page){same_partitions}
   order by page.key{order}
   limit 1
   offset {limit - 1}
@@ -142,7 +143,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     chosen.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous, inexact.repeated
   from chosen, full_page, inexact
 )
-select {columns}, key, (select walk from chosen), (select {RANK} from chosen as c)
+select {columns}, key, (select walk from chosen), (select {RANK} from chosen as c, full_page)
 from page
 order by key{order}
 """  # noqa: S608 (the relation's names are quoted, the rest is ours)

@@ -119,8 +119,12 @@ class Source(msgspec.Struct, frozen=True):
     encoder: ItemEncoder | LineEncoder
     valid: str = "true"
     """SQL for what holds of the rows of valid items."""
+    partitions: str = ""
+    """SQL that tells which partitions and inheriting tables there are, as text; empty where there are none."""
+    partitions_seen: str = ""
+    """What it told before."""
     looks_late: bool = False
-    """Whether PostgreSQL looks for some of its rows only after the statement's state is taken, see `_LOOKS_LATE`."""
+    """Whether a function or another server may look for some of its rows after a statement has begun."""
     changed_since: str = 's."modified_at" >= {since}'
     """SQL for what changed since a moment, which stands in for {since}."""
     lines: str = ""
@@ -250,7 +254,12 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
         return await _describe_rendered(connection, store, feed)
     relation, columns = await columns_of(connection, store, feed)
     source = build(store.name, feed, relation, columns)
-    if await connection.fetchval(_LOOKS_LATE, relation.schema, relation.name):
+    beneath = await connection.fetchrow(_BENEATH, relation.schema, relation.name)
+    if beneath["parents"]:
+        partitions = _PARTITIONS.format(parents=",".join(map(str, beneath["parents"])))
+        seen = await connection.fetchval(partitions)
+        source = msgspec.structs.replace(source, partitions=partitions, partitions_seen=seen)
+    if beneath["looks_late"]:
         source = msgspec.structs.replace(source, looks_late=True)
     if not await connection.fetchval(_HAS_NOTES):
         return source
@@ -550,35 +559,48 @@ join pg_namespace as n on n.oid = c.relnamespace
 where n.nspname = $1 and c.relname = $2
 """
 
-# What a statement reads is of the moment it began. But which partitions or inheriting tables there are PostgreSQL finds
-# before it waits for one that another transaction attaches with rows of others, and a function, a policy or another
-# server looks at its tables after: then one that was emptied and filled again meanwhile was empty to the statement.
-_LOOKS_LATE = """
+# What `SecondLook` needs to know of the relations that a source is made of.
+_BENEATH = """
 with recursive beneath (oid) as (
   select to_regclass(format('%I.%I', $1::text, $2::text))::oid
   union
-  select d.refobjid
+  select below.oid
   from beneath
-  join pg_class as v on v.oid = beneath.oid and v.relkind = 'v'
-  join pg_rewrite as r on r.ev_class = v.oid
+  join pg_class as c on c.oid = beneath.oid
+  cross join lateral (
+    select d.refobjid as oid
+    from pg_rewrite as r
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+    where c.relkind = 'v' and r.ev_class = c.oid and d.refclassid = 'pg_class'::regclass
+    union all
+    select i.inhrelid from pg_inherits as i where i.inhparent = c.oid
+  ) as below
+), relation as (
+  select c.oid, c.relkind, c.relhassubclass from beneath join pg_class as c on c.oid = beneath.oid
+), called as (
+  select d.refobjid as oid
+  from relation
+  join pg_rewrite as r on r.ev_class = relation.oid
   join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
-  where d.refclassid = 'pg_class'::regclass
+  where relation.relkind = 'v' and d.refclassid = 'pg_proc'::regclass
+  union all
+  select d.refobjid
+  from relation
+  join pg_policy as p on p.polrelid = relation.oid
+  join pg_depend as d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
+  where d.refclassid = 'pg_proc'::regclass
 )
 select
-  exists (
-    select
-    from beneath
-    join pg_class as c on c.oid = beneath.oid
-    where c.relkind in ('p', 'f') or c.relhassubclass or c.relrowsecurity
-  ) or exists (
-    select
-    from beneath
-    join pg_class as v on v.oid = beneath.oid and v.relkind = 'v'
-    join pg_rewrite as r on r.ev_class = v.oid
-    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
-    join pg_proc as p on d.refclassid = 'pg_proc'::regclass and p.oid = d.refobjid
-    where p.provolatile <> 'i'
-  )
+  (select array_agg(oid::int8 order by oid) from relation where relkind = 'p' or relhassubclass) as parents,
+  exists (select from relation where relkind = 'f')
+    or exists (select from called join pg_proc as p on p.oid = called.oid where p.provolatile <> 'i') as looks_late
+"""
+
+# Its row's transaction tells one that was detached and attached again.
+_PARTITIONS = """
+select concat_ws(' ', count(*), sum(inhrelid::int8), sum(xmin::text::int8))
+from pg_inherits
+where inhparent in ({parents})
 """
 
 # Domains may stand on domains, and an array's elements may be of a domain: two climbs to the base.

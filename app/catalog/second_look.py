@@ -1,0 +1,56 @@
+"""A second look at rows that a statement may have missed.
+
+A statement reads the state of the moment it began, after it has waited for locks. But which partitions and inheriting
+tables there are PostgreSQL finds out before: one that another transaction attaches, with rows of others, is missing.
+And a function, a policy that calls one, or another server looks at its tables only after that moment: one that was
+emptied and filled again meanwhile was empty to it. Such rows exist all the time; so they are read anew.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from app.catalog.source import Source
+from app.catalog.statements import Part, ids_statement
+
+_LOOKS = 5
+"""So many times the same rows are read anew: new ones may come all the time."""
+
+
+Ask = Callable[[str, Sequence[Any]], Awaitable[Sequence[Any]]]
+"""Answers a statement and its arguments with rows."""
+
+
+class SecondLook:
+    """Looks at the rows of one source while they are read."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._partitions = source.partitions_seen
+        self._left = _LOOKS
+
+    async def lacks(self, part: Part, rows: Sequence[Any], ask: Ask, *, first: bool) -> bool:
+        """Whether some rows of a part are to be read anew; `first`: they are the first of their statement.
+
+        `ask` is answered by the connection that read them, where it still holds locks: whoever waits for these would
+        have another one wait as well.
+        """
+        source = self._source
+        if not rows or not (source.partitions or source.looks_late) or not self._left:
+            return False
+        lacks = bool(first and source.partitions and await self._partitions_changed(ask))
+        if not lacks and source.looks_late and not part.skip and part.order != "counted":
+            lacks = await self._are_more(part, rows, ask)
+        self._left = self._left - 1 if lacks else _LOOKS
+        return lacks
+
+    async def _partitions_changed(self, ask: Ask) -> bool:
+        [[now]] = await ask(self._source.partitions, ())
+        before, self._partitions = self._partitions, now
+        return bool(now != before)
+
+    async def _are_more(self, part: Part, rows: Sequence[Any], ask: Ask) -> bool:
+        """Whether a statement of now finds valid items among the rows that these are without."""
+        odd = [row[:-1] if part.dated_key else row for row in rows if not row[0]]
+        invalid = {item.id for item in self._source.encoder.items(odd).invalid}
+        found = await ask(*ids_statement(self._source, part, part.position(rows)))
+        return not {row["id"] for row in found} <= {row[1] for row in rows} - invalid
