@@ -330,6 +330,10 @@ class Answer:
             repeated = self._repeated or (start is not None and start.repeated)
             ending = Ending(tally.walk, items, tally.invalid, ambiguous, repeated, paged=offset > 0)
             items = await self._catalog.guard.check(self.store, self._source, ending, writes=self.writes)
+        if reached is None and start is not None and not start.led:
+            # As above, but an earlier sync has left bookmarks at these offsets, and perhaps its end.
+            detail = f"{self.feed} of {self.store.name} ends here, and no page of this sync led to offset {offset}."
+            raise Refusal(OFFSET_LOST, detail)
         if self.writes:
             final_items = items if reached is None and not again else None
             page = Page(

@@ -366,6 +366,8 @@ class Importer:
     """An importer: how it asks, where it is, and what it must have been sent when its walk ends."""
 
     limit: int = _LIMITS[0]
+    limits: set[int] = field(default_factory=set)
+    """Those of its walk so far."""
     format: Format = "ndjson"
     incremental: bool = False
     stops_short: bool = False
@@ -519,6 +521,7 @@ class Walks(RuleBasedStateMachine):
             importer.sent = []
             importer.asked = None
         if importer.offset == 0:
+            importer.limits = set()
             importer.walk += 1
             importer.began = self.catalog.clock + 1
             importer.since = importer.synced
@@ -527,6 +530,7 @@ class Walks(RuleBasedStateMachine):
                 for rank, item in self.catalog.items.items()
                 if item.valid and not (importer.incremental and item.dated and item.changed < importer.since)
             }
+        importer.limits.add(importer.limit)
         return FeedRequest(
             format=importer.format,
             limit=importer.limit,
@@ -575,7 +579,9 @@ class Walks(RuleBasedStateMachine):
         try:
             return await self._process(process).page(self.store, self._wanted(importer))
         except Refusal as refusal:
-            if refusal.problem not in self.refusals:
+            # With another limit, and others who ask meanwhile, nothing tells that the page before was its own.
+            may_be_lost = refusal.problem is OFFSET_LOST and len(importer.limits) > 1 and self.importers_count > 1
+            if refusal.problem not in self.refusals and not may_be_lost:
                 raise
             return None
 

@@ -31,14 +31,25 @@ CLASHED = f"""exists (
 """Whether two pages of the feed were noted at the same moment within that time."""
 
 ASKED = f"""
-  select o.pages, o.shared_until > now() or {_OUT_OF_TURN} or {CLASHED} as shared,
+  select o.pages, {{offset}} in (o.at, o.written_by) and o.led as in_turn,
+    o.shared_until > now() or {_OUT_OF_TURN} or {CLASHED} as shared,
     o.failed_over > now() - {YOUNG}
       or (o.timeline <> clerk_feed.timeline() and o.asked > now() - {YOUNG}) as failed_over
   from clerk_feed.asked as o
   where {_THE_FEED}
 """  # noqa: S608 (our own)
-"""How many pages were asked for, whether the feed is shared, if only by whoever asks now, and whether there was a
-failover within that time."""
+"""How many pages were asked for, whether the page asked for now is in turn, whether the feed is shared, if only by
+whoever asks now, and whether there was a failover within that time."""
+
+LED = """(
+    coalesce((select in_turn from asked), false)
+    or exists (select from b where b.led and not b.past and not b.old and b.at - b.written_by = {limit})
+  )"""
+"""Behind ASKED and the bookmarks b to choose from: whether the pages before have led whoever asks to this one.
+
+A bookmark that an earlier sync has left leads nobody: an importer that steps farther than its pages are long, or passes
+over a page that failed, would go from one to the next, and take that sync's end for its own.
+"""
 
 NOTE = f"""free as materialized (
   -- Nobody waits for another page here: whose row is locked has company.
@@ -49,7 +60,7 @@ NOTE = f"""free as materialized (
 ), noted as (
   update clerk_feed.asked as o
   set pages = o.pages + 1, at = {{offset}} + {{limit}}, written_by = {{offset}}, ended = {{ended}},
-    asked = clock_timestamp(), timeline = clerk_feed.timeline(),
+    asked = clock_timestamp(), timeline = clerk_feed.timeline(), led = {{led}},
     failed_over = case
       when o.timeline <> clerk_feed.timeline() and o.asked > now() - {YOUNG} then now()
       else o.failed_over
@@ -61,8 +72,8 @@ NOTE = f"""free as materialized (
   where {_THE_FEED} and exists (select from free) and {{where}}
   returning o.shared_until > now() as shared
 ), noted_first as (
-  insert into clerk_feed.asked (store, feed, incremental, at, written_by, ended, shared_until)
-  select $1, $2, {{incremental}}, {{offset}} + {{limit}}, {{offset}}, {{ended}},
+  insert into clerk_feed.asked (store, feed, incremental, at, written_by, ended, led, shared_until)
+  select $1, $2, {{incremental}}, {{offset}} + {{limit}}, {{offset}}, {{ended}}, {{led}},
     case
       when {{offset}} = 0 and not exists (
         select from clerk_feed.bookmark as o where {_THE_FEED} and o.written > now() - {YOUNG}

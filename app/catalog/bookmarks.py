@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
+from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import key_changed
 from app.catalog.source import Source
@@ -55,6 +55,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     """Whether a page before it held an id twice."""
     pages: int | None = None
     """How many pages of the feed had been turned when it was found; None where it is not known."""
+    led: bool = True
+    """Whether the pages before have led whoever asks here, from offset 0 on."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -127,6 +129,7 @@ class Bookmarks:
             row["rank"],
             row["repeated"],
             row["pages"],
+            row["led"],
         )
 
     async def newest_walk(self, source: Source) -> Mark | None:
@@ -176,6 +179,7 @@ class Bookmarks:
                 start.pages if start else None,
                 page.incremental,
                 page.repeated or (start is not None and start.repeated),
+                start is None or start.led,
             )
         )
         return row["walk"], row["id"]
@@ -406,6 +410,7 @@ select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists
 ) as ambiguous, exists (
   select from b where b.over = c.over and b.late = c.late and b.repeated
 ) as repeated, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
+  {LED.format(limit="$6::int8")} as led,
   case
     when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4")})
   end as walks_lost,
@@ -445,6 +450,7 @@ with {
         ended="$6::text is null",
         where="true",
         pages="$17",
+        led="$20::boolean",
     )
 }, started as ({STARTED.format(start="$9")}), arrived as (
   {
@@ -466,17 +472,24 @@ with {
   returning id
 )
 insert into clerk_feed.bookmark
-  (walk, store, feed, incremental, written_by, at, key, key_family, modified_at, is_end, clash, ambiguous, repeated)
+  (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
+    is_end, clash, ambiguous, repeated, led)
 select
   coalesce((select id from gone_on), (select id from begun)),
-  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19
+  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19, $20
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 
 _NOTE_END = f"""
 with {
     NOTE.format(
-        incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", ended="true", where="true", pages="$6::int8"
+        incremental="$3",
+        offset="$4::int8",
+        limit="($5::int8 - $4)",
+        ended="true",
+        where="true",
+        pages="$6::int8",
+        led="true",
     )
 }
 select {SHARED.format(incremental="$3")} as shared

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LOST, NOTE, NOTED, SHARED, STARTED
+from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED
 from app.catalog.bookmarks import (
     ARRIVED,
     ARRIVED_OF_SEVERAL,
@@ -88,6 +88,7 @@ def _statement(source: Source, limit: int) -> str:
         ended="false",
         where="exists (select from full_page)",
         pages="(select asked.pages from asked)",
+        led="(select led from way)",
     )
     arrived_at = ARRIVED_AT.format(incremental="false", shared=SHARED.format(incremental="false"))
     id = source.key.column
@@ -114,6 +115,8 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   order by page.key{order}
   limit 1
   offset {limit - 1}
+), way as materialized (
+  select {LED.format(limit=limit)} as led
 ), {noted}, started as ({STARTED.format(start="(select chosen.id from chosen, full_page)")}), arrived as (
   {ARRIVED}
     where b.store = $1 and b.feed = $2 and not b.incremental and b.at = ({arrived_at})
@@ -138,10 +141,11 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   where id = (select chosen.walk from chosen, full_page) and {NOTED}
 ), turned as (
   insert into clerk_feed.bookmark
-    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, clash, ambiguous, repeated)
+    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, clash, ambiguous, repeated, led)
   select
-    chosen.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous, inexact.repeated
-  from chosen, full_page, inexact
+    chosen.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous,
+    inexact.repeated, way.led
+  from chosen, full_page, inexact, way
 )
 select {columns}, key, (select walk from chosen), (select {RANK} from chosen as c, full_page)
 from page

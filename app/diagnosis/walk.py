@@ -153,8 +153,9 @@ class Probe:
             self._find_repeats(page)
             self._look_at_headers(page)
             return
-        if page.number == 0 or (page.ids and page.number & (page.number - 1) == 0):
-            # The first page and one from the second half, the last of 1, 2, 4, 8, …, are asked for again.
+        if page.number == 0 or (len(page.ids) >= walk.limit and page.number & (page.number - 1) == 0):
+            # The first page and a full one from the second half, the last of 1, 2, 4, 8, …, are asked for again: a
+            # server may refuse to end a feed for who comes out of turn.
             self._sampled = [*self._sampled[:1], page]
         if page.number == 0:
             self._look_at_headers(page)

@@ -1,0 +1,97 @@
+"""Importers that nobody led to where they ask: an end they come to is no end of their sync.
+
+Every feed here had a good sync before, whose bookmarks, and whose end, lie where they come by.
+"""
+
+import pytest
+
+from tests.clerk import problem
+from tests.conftest import Shop, ids
+
+
+def synced(shop: Shop, limit: int, count: int, more: str = "") -> None:
+    """A sync of pages of this length; the first of them fills the feed."""
+    if not shop.database.value(f"select exists (select from {shop.name}.products)"):
+        shop.execute(
+            "insert into {s}.products (id, modified_at) select g, now() from generate_series(1, $1::int) g", count
+        )
+    for offset in range(0, count + limit, limit):
+        assert shop.get(f"products?limit={limit}&offset={offset}{more}").status == 200
+
+
+def refused_at_its_end(shop: Shop, query: str, step: int, start: int = 0) -> list[int]:
+    """The ids that arrive at who steps so far from page to page, until it is told that this is no end."""
+    found: list[int] = []
+    for offset in range(start, 10_000, step):
+        answer = shop.get(f"products?{query}offset={offset}")
+        if answer.status != 200:
+            problem(answer, 409, "offset-lost")
+            return found
+        assert answer.body, f"a clean end after {len(set(found))} items"
+        found += ids(answer.lines)
+    raise AssertionError("no end")
+
+
+@pytest.mark.parametrize("count", [200, 230])
+def test_a_url_without_limit_while_the_importer_steps_farther(catalog: Shop, count: int) -> None:
+    synced(catalog, 50, count)
+    assert len(refused_at_its_end(catalog, "", 50)) < count
+
+
+def test_a_page_size_that_was_raised_while_the_url_has_no_limit(catalog: Shop) -> None:
+    """The sync before had pages of 25 as well, so that bookmarks of its length lie wherever the importer comes by."""
+    synced(catalog, 25, 300)
+    refused_at_its_end(catalog, "", 50)
+
+
+def test_a_page_size_that_was_raised_twice(catalog: Shop) -> None:
+    synced(catalog, 50, 300)
+    synced(catalog, 25, 300)
+    refused_at_its_end(catalog, "limit=25&", 50)
+
+
+def test_a_url_changed_in_mid_walk(catalog: Shop) -> None:
+    synced(catalog, 50, 300)
+    for offset in (0, 50):
+        assert len(catalog.items(f"products?limit=50&offset={offset}")) == 50
+    refused_at_its_end(catalog, "limit=25&", 50, start=100)
+
+
+def test_a_delta_of_too_short_pages(catalog: Shop) -> None:
+    synced(catalog, 50, 300, "&modified_after=2")
+    refused_at_its_end(catalog, "limit=25&modified_after=2&", 50)
+
+
+def test_a_page_that_failed_is_passed_over(catalog: Shop) -> None:
+    """From the page behind it on, each page is in turn again."""
+    synced(catalog, 50, 300)
+    for offset in (0, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    assert len(refused_at_its_end(catalog, "limit=50&", 50, start=150)) == 150
+
+
+def test_who_is_refused_begins_anew_and_comes_to_the_end(catalog: Shop) -> None:
+    synced(catalog, 50, 200)
+    refused_at_its_end(catalog, "", 50)
+    assert len(catalog.walk("products", 50)) == 200
+
+
+def test_who_retries_or_changes_its_limit_is_led_all_the_same(catalog: Shop) -> None:
+    synced(catalog, 50, 200)
+    found: list[int] = []
+    for limit, offset in ((50, 0), (50, 0), (50, 50), (25, 100), (25, 100), (25, 125), (50, 150), (50, 150), (50, 200)):
+        answer = catalog.get(f"products?limit={limit}&offset={offset}")
+        assert answer.status == 200
+        found += ids(answer.lines)
+    assert set(found) == set(range(1, 201))
+
+
+def test_several_importers_are_led_by_their_own_pages(catalog: Shop) -> None:
+    catalog.execute("insert into {s}.products (id) select generate_series(1, 200)")
+    found: list[list[int]] = [[], []]
+    for offset in range(0, 250, 50):
+        for number in (0, 1):
+            answer = catalog.get(f"products?limit=50&offset={offset}")
+            assert answer.status == 200
+            found[number] += ids(answer.lines)
+    assert [set(one) for one in found] == [set(range(1, 201))] * 2
