@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.clerk import problem
-from tests.conftest import Shop, eventually
+from tests.conftest import Shop, eventually, ids
 
 GUIDE_PRODUCTS = r"""
 [
@@ -237,8 +237,28 @@ create function {s}.citextout({s}.citext) returns cstring language internal immu
 create type {s}.citext (input = {s}.citextin, output = {s}.citextout, like = text, category = 'S', collatable = true);
 create cast ({s}.citext as text) without function as implicit;
 create cast (text as {s}.citext) without function as assignment;
+create function {s}.citext_cmp({s}.citext, {s}.citext) returns int language sql immutable strict as
+  $$ select bttextcmp(lower($1::text), lower($2::text)) $$;
+create function {s}.citext_lt({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) < lower($2::text) $$;
+create function {s}.citext_le({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) <= lower($2::text) $$;
+create function {s}.citext_eq({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) = lower($2::text) $$;
+create function {s}.citext_ge({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) >= lower($2::text) $$;
+create function {s}.citext_gt({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) > lower($2::text) $$;
+create operator {s}.< (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_lt);
+create operator {s}.<= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_le);
+create operator {s}.= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_eq);
+create operator {s}.>= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_ge);
+create operator {s}.> (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_gt);
+create operator class {s}.citext_ops default for type {s}.citext using btree as
+  operator 1 {s}.<, operator 2 {s}.<=, operator 3 {s}.=, operator 4 {s}.>=, operator 5 {s}.>,
+  function 1 {s}.citext_cmp({s}.citext, {s}.citext);
 """
-"""A type of that name where the extension may be: in a schema that no search_path names. It compares as text does."""
+"""A type of that name, and like it, where the extension may be: in a schema that no search_path names."""
 
 
 def test_citext_in_a_schema_of_its_own_is_a_key_and_is_served_as_text(shop: Shop) -> None:
@@ -251,6 +271,23 @@ def test_citext_in_a_schema_of_its_own_is_a_key_and_is_served_as_text(shop: Shop
         {"id": "c", "email": "z"},
     ]
     assert shop.items("customers?limit=9&after=a") == shop.walk("customers", 2)[1:]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 150])
+@pytest.mark.parametrize("more", ["", "&modified_after=2"])
+def test_citext_sorts_and_is_compared_alike(shop: Shop, limit: int, more: str) -> None:
+    """Compared as text, as PostgreSQL does where the type's operators are not in sight, items would be lost."""
+    shop.execute(CITEXT)
+    shop.execute(
+        "create table {s}.customers (id {s}.citext primary key, email text default 'e',"
+        " modified_at timestamptz default '2200-01-01')"
+    )
+    keys = [f"{letter}{number}" for number in range(10) for letter in "BaCdEf"]
+    shop.execute("insert into {s}.customers select k::text::{s}.citext from unnest($1::text[]) k", keys)
+    found: list[str] = []
+    for offset in range(0, len(keys) + limit, limit):
+        found += ids(shop.items(f"customers?limit={limit}&offset={offset}{more}"))
+    assert sorted(found) == sorted(keys)
 
 
 def test_a_type_of_the_shop_that_is_named_like_one_of_postgresql_is_not_taken_for_it(shop: Shop) -> None:

@@ -92,7 +92,7 @@ def _statement(source: Source, limit: int) -> str:
     )
     arrived_at = ARRIVED_AT.format(incremental="false", shared=SHARED.format(incremental="false"))
     id = source.key.column
-    which = f"where {id} > {behind} order by {id} limit {limit + 1}"
+    which = f"where {id} {source.key.compared('>')} {behind} order by {id} limit {limit + 1}"
     # Of the same moment as the page, but the plan is older; see SecondLook.
     same_partitions = f" and ({source.partitions}) = '{source.partitions_seen}'" if source.partitions else ""
     return f"""

@@ -86,6 +86,15 @@ class Key(msgspec.Struct, frozen=True):
         """
         return 's."id"' if self.family in ("int8", "uuid") else f's."id"{self.order or _DEFAULT_ORDER}'
 
+    def compared(self, operator: str) -> str:
+        """An operator, as SQL spells it, that compares keys in the order they sort by.
+
+        An extension's own is not found where its schema is in no search_path: then PostgreSQL would compare as text,
+        without a word, what it sorts otherwise.
+        """
+        schema, is_citext, _ = self.family.rpartition(".citext")
+        return f"operator({schema}.{operator})" if is_citext else operator
+
     @property
     def kind(self) -> str:
         """The whole order of the keys."""

@@ -99,10 +99,7 @@ def statement(source: Source, part: Part, limit: int | None) -> tuple[str, list[
 def ids_statement(source: Source, part: Part, last: Position) -> tuple[str, list[Any]]:
     """The SQL for the ids of a part's valid items up to a place, and its arguments. Not for parts found by counting."""
     which = _Which(source, part)
-    if last.modified_at is None:
-        end = f"{source.key.column} <= {which.key(last.key)}"
-    else:
-        end = f'(s."modified_at", {source.key.column}) <= {which.place(last)}'
+    end = which.beside("<=", last)
     sql = f"select {_shown_id(source)} as id\nfrom {source.origin}\nwhere {which.where} and {end}"
     return f"{sql} and {source.valid}", which.arguments
 
@@ -120,15 +117,15 @@ class _Which:
         self.order = id if part.order == "key" else f's."modified_at", {id}'
         present = 's."id" is not null'
         if after is not None and after.modified_at is not None:
-            self.where = f'(s."modified_at", {id}) > {self.place(after)} and {present}'
+            self.where = f"{self.beside('>', after)} and {present}"
         elif part.order == "key":
-            self.where = f"{id} > {self.key(after.key)}" if after else present
+            self.where = self.beside(">", after) if after else present
         elif part.order == "undated":
-            self.where = 's."modified_at" is null and ' + (f"{id} > {self.key(after.key)}" if after else present)
+            self.where = 's."modified_at" is null and ' + (self.beside(">", after) if after else present)
         elif part.order == "dated":
             self.where = f"{self._recent(part.since)} and {present}"
         else:
-            undated = 's."modified_at" is null' + (f" and {id} > {self.key(after.key)}" if after else "")
+            undated = 's."modified_at" is null' + (f" and {self.beside('>', after)}" if after else "")
             self.where = f"({undated} or {self._recent(part.since)}) and {present}"
             self.order = f's."modified_at" nulls first, {id}'
 
@@ -137,13 +134,18 @@ class _Which:
         self.arguments.append(value)
         return f"${len(self.arguments)}"
 
-    def key(self, value: str) -> str:
-        """A key as SQL refers to it."""
-        return f"{self.argument(_key_argument(self._source, value))}::{_key_cast(self._source)}"
-
-    def place(self, of: Position) -> str:
-        """A dated place as SQL refers to it."""
-        return f"({self.argument(of.modified_at)}::text::timestamptz, {self.key(of.key)})"
+    def beside(self, operator: Literal[">", "<="], of: Position) -> str:
+        """The rows on one side of a place."""
+        id, compared = self._source.key.column, self._source.key.compared(operator)
+        key = f"{self.argument(_key_argument(self._source, of.key))}::{_key_cast(self._source)}"
+        if of.modified_at is None:
+            return f"{id} {compared} {key}"
+        moment = f"{self.argument(of.modified_at)}::text::timestamptz"
+        if compared == operator:
+            return f'(s."modified_at", {id}) {operator} ({moment}, {key})'
+        # Of rows PostgreSQL finds the operators by search_path alone.
+        first = f's."modified_at" {operator[0]}= {moment}'
+        return f'({first} and (s."modified_at" {operator[0]} {moment} or {id} {compared} {key}))'
 
     def _recent(self, since: float | None) -> str:
         return self._source.changed_since.format(since=f"to_timestamp({self.argument(since)}::float8)")
