@@ -280,6 +280,9 @@ class Answer:
         """What to read, None at the end of a walk; the bookmark it starts from; whether it is a page of a walk."""
         wanted, source = self._wanted, self._source
         if wanted.after is not None:
+            if wanted.order not in (None, source.order_digest):
+                rule = "the ids have another type, order or relation since that Link was written; begin anew"
+                raise Refusal(PARAMETER_INVALID, f"order={wanted.order[:60]!r}: {rule}.")
             _require_key(source, wanted.after)
             return Span(Position(wanted.after), from_client=True), None, False
         if not wanted.offset:
@@ -310,6 +313,8 @@ class Answer:
         wanted, tally = self._wanted, self.tally
         if wanted.after is not None:
             self._next = reached.key if reached else None
+            if reached is None:
+                await self._catalog.guard.check_now(self.store, self._source, writes=self.writes)
             return
         if not of_walk:
             if reached is None:
@@ -432,7 +437,8 @@ class Answer:
         """The headers of the answer, but for its length."""
         headers = _headers(self._wanted.format, coding, self.tally)
         if self._next is not None:
-            target = f"{quote(path)}?limit={self._wanted.limit}&after={quote(self._next, safe='')}"
+            after = f"after={quote(self._next, safe='')}&order={self._source.order_digest}"
+            target = f"{quote(path)}?limit={self._wanted.limit}&{after}"
             headers.append((b"link", f'<{target}>; rel="next"'.encode()))
         return headers
 

@@ -372,6 +372,20 @@ def nobody_is_under_way(shop: Shop) -> None:
     shop.execute("update clerk_feed.bookmark set written = written - interval '2 hours' where store = $1", shop.name)
 
 
+def test_a_delta_does_not_go_on_where_modified_at_loses_its_zone(catalog: Shop) -> None:
+    """All that is left of it then lies hours before the place it has come to."""
+    catalog.execute(
+        "insert into {s}.products (id, modified_at) select g, now() - interval '1 hour' + g * interval '1 second'"
+        " from generate_series(1, 300) g"
+    )
+    assert len(page(catalog, 100, 0, "&modified_after=3")) == 100
+    catalog.execute("set timezone = 'America/New_York'")
+    catalog.execute("alter table {s}.products alter modified_at type timestamp")
+    catalog.execute("reset timezone")
+    eventually(lambda: catalog.get("products?limit=100&offset=100&modified_after=3", method="HEAD").status != 200)
+    problem(catalog.get("products?limit=100&offset=100&modified_after=3"), 500, "key-changed")
+
+
 @pytest.mark.parametrize("appears", [False, True])
 def test_a_delta_does_not_go_on_where_modified_at_appears_or_vanishes(shop: Shop, appears: bool) -> None:
     """Its order is another one then: what changed may lie before the place it has come to."""
@@ -466,6 +480,30 @@ def test_after_and_link_lead_through_a_feed(catalog: Shop) -> None:
         walked += ids(answer.lines)
     assert walked == list(range(-5, 19))
     assert not catalog.database.value("select count(*) from clerk_feed.bookmark where store = $1", catalog.name)
+
+
+def test_a_link_does_not_lead_on_in_another_order(shop: Shop) -> None:
+    """What lies behind the number 90 is not what lies behind the text."""
+    shop.execute("create table {s}.customers (id int primary key, email text default 'e')")
+    shop.execute("insert into {s}.customers select generate_series(1, 200)")
+    link = shop.get("customers?limit=90&after=0").headers["Link"] or ""
+    target = link[1 : link.index(">")]
+    assert ids(shop.service.get(target).lines) == list(range(91, 181))
+    shop.execute("alter table {s}.customers alter id type text")
+    eventually(lambda: shop.service.get(target, method="HEAD").status != 200)
+    refused = problem(shop.service.get(target), 400, "parameter-invalid")
+    assert "another type, order or relation" in refused["detail"]
+
+
+def test_a_feed_that_broke_does_not_end_for_who_pages_with_after(catalog: Shop) -> None:
+    catalog.execute("insert into {s}.products (id) select generate_series(1, 200)")
+    assert len(catalog.items("products")) == 200
+    catalog.execute("delete from {s}.products where id > 130")
+    assert len(catalog.items("products?limit=90&after=0")) == 90
+    refused = problem(catalog.get("products?limit=90&after=90"), 503, "feed-shrunk")
+    assert "has 130 items now" in refused["detail"]
+    catalog.execute("insert into {s}.products (id) select generate_series(131, 170)")
+    assert len(catalog.items("products?limit=90&after=90")) == 80
 
 
 @pytest.mark.parametrize("limit", [1, 3, 50])

@@ -215,7 +215,7 @@ def test_both_formats_hold_the_docs_as_they_were_rendered(rendered: RenderedShop
 def test_a_client_with_after_follows_the_links(rendered: RenderedShop) -> None:
     first = rendered.get("products?limit=60&after=0")
     assert [item["id"] for item in first.lines] == list(range(1, 61))
-    assert 'after=60>; rel="next"' in first.headers["Link"]
+    assert "&after=60&order=" in first.headers["Link"]
     assert rendered.get("products?limit=60&after=60").headers["Link"] is None
 
 

@@ -271,8 +271,14 @@ async def end_walks(connection: Any, stores: list[str], feeds: list[str]) -> lis
 
 
 def _order(source: Source, *, incremental: bool) -> str:
-    """What a walk goes by. An incremental one of a source without modified_at goes by the id alone."""
-    return f"{source.order} without modified_at" if incremental and not source.has_modified_at else source.order
+    """What a walk goes by. An incremental one goes by modified_at as it is, or without one by the id alone."""
+    if not incremental or (source.has_modified_at and source.zoned):
+        return source.order
+    return (
+        f"{source.order}, modified_at without a zone"
+        if source.has_modified_at
+        else f"{source.order} without modified_at"
+    )
 
 
 RANK = "case when c.over then 'past' when c.late then 'old' else 'current' end"

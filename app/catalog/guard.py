@@ -100,15 +100,40 @@ class Guard:
         except asyncpg.PostgresError as error:
             raise state_unavailable(error, self._emit) from error
 
+    async def check_now(self, store: Store, source: Source, *, writes: bool) -> None:
+        """Return where the feed, as it is now, has not shrunk: for ends of walks that no offset tells the size of.
+
+        Raises Refusal(FEED_SHRUNK) otherwise, and records it.
+        """
+
+        async def check(connection: Any) -> None:
+            known = await connection.fetchrow(_KNOWN, store.name, source.feed, None)
+            if _measure(known["last"], known["most"], known["accepted"]) is None:
+                return
+            items = await self._counted(connection, source, source.count)
+            await self._require_enough(
+                connection, store, source.feed, known, items, f"has {items} items now", writes=writes
+            )
+
+        try:
+            await self._pool.patiently(check, Patience(self._resume_seconds))
+        except asyncpg.PostgresError as error:
+            raise state_unavailable(error, self._emit) from error
+
     async def _check_absent(self, connection: Any, store: Store, feed: FeedName, *, writes: bool) -> None:
         known = await connection.fetchrow(_KNOWN, store.name, feed, None)
+        await self._require_enough(connection, store, feed, known, 0, "has no relation any more", writes=writes)
+
+    async def _require_enough(
+        self, connection: Any, store: Store, feed: FeedName, known: Any, items: int, what: str, *, writes: bool
+    ) -> None:
         last, most = known["last"], known["most"]
-        if not shrunk(0, 0, _measure(last, most, known["accepted"]), store.feed(feed)):
+        if not shrunk(items, 0, _measure(last, most, known["accepted"]), store.feed(feed)):
             return
         if writes:
-            await connection.execute(_HELD_BACK, store.name, feed, None, 0, 0)
-        self._emit(WalkHeldBack(store=store.name, feed=feed, walk=None, items=0, last=most or last))
-        raise _held_back(store, feed, 0, f"{feed} of {store.name} has no relation any more; {_before(last, most)}.")
+            await connection.execute(_HELD_BACK, store.name, feed, None, items, 0)
+        self._emit(WalkHeldBack(store=store.name, feed=feed, walk=None, items=items, last=most or last))
+        raise _held_back(store, feed, items, f"{feed} of {store.name} {what}; {_before(last, most)}.")
 
     async def _counted(self, connection: Any, source: Source, counting: str) -> int:
         try:

@@ -5,6 +5,7 @@ The description is made anew every few seconds and when a statement fails becaus
 """
 
 import asyncio
+import hashlib
 import time
 from typing import Any
 
@@ -134,6 +135,8 @@ class Source(msgspec.Struct, frozen=True):
     """What it told before."""
     looks_late: bool = False
     """Whether a function or another server may look for some of its rows after a statement has begun."""
+    zoned: bool = True
+    """Whether its modified_at has a time zone; one without is taken for UTC."""
     changed_since: str = 's."modified_at" >= {since}'
     """SQL for what changed since a moment, which stands in for {since}."""
     lines: str = ""
@@ -152,6 +155,11 @@ class Source(msgspec.Struct, frozen=True):
     def order(self) -> str:
         """What its walks go by. Where it is another one, bookmarks lead nowhere."""
         return f"{self.key.kind} of {self.relation}"
+
+    @property
+    def order_digest(self) -> str:
+        """The same, short, for who carries it along."""
+        return hashlib.blake2s(self.order.encode(), digest_size=4).hexdigest()
 
     @property
     def has_modified_at(self) -> bool:
@@ -337,6 +345,7 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
         count_ids=f'select count(distinct s."id") from {origin} where {valid}',  # noqa: S608 (quoted)
         encoder=ItemEncoder(attributes, REQUIRED[feed]),
         valid=valid,
+        zoned=modified_at is None or modified_at.type == "timestamptz",
     )
 
 

@@ -49,6 +49,9 @@ class FeedQuery(msgspec.Struct, frozen=True):
     after: Annotated[
         str, Meta(description="For clients other than Clerk: the page behind the item with this id, instead of offset.")
     ]
+    order: Annotated[
+        str, Meta(description="Goes with after, as the Link of the page before has it: what the ids are sorted by.")
+    ]
 
 
 _KNOWN = tuple(field.name for field in msgspec.structs.fields(FeedQuery))
@@ -57,7 +60,8 @@ _KNOWN = tuple(field.name for field in msgspec.structs.fields(FeedQuery))
 class FeedRequest(msgspec.Struct, frozen=True):
     """One request for a feed, every value checked.
 
-    `limit` is None for the whole feed in one answer. `after` is a key as text, for clients other than Clerk.
+    `limit` is None for the whole feed in one answer. `after` is a key as text, for clients other than Clerk; `order`
+    tells what they were sorted by when they came by it.
     `modified_after` is in unix seconds, as asked for: the overlap is the store's business.
     """
 
@@ -66,6 +70,7 @@ class FeedRequest(msgspec.Struct, frozen=True):
     offset: int | None = None
     after: str | None = None
     modified_after: float | None = None
+    order: str | None = None
 
 
 def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: HourUnit = "hours") -> FeedRequest:
@@ -100,6 +105,8 @@ def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: H
         if "\x00" in after:
             raise _refusal("after", after, "a key holds no NUL character")
         limit = DEFAULT_LIMIT if limit is None else limit
+    elif "order" in values:
+        raise _refusal("order", values["order"], "it goes together with after, as the Link of a page has it")
     elif limit is not None and offset is None:
         raise _refusal("limit", str(limit), "it goes together with offset: add offset=0 for the first page")
     elif offset is not None and limit is None:
@@ -110,6 +117,7 @@ def parse(query: str, *, suffix: Format | None, accept: str, now: float, unit: H
         offset=offset,
         after=after,
         modified_after=modified_after,
+        order=values.get("order"),
     )
 
 
