@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from loadtests.memory import memory_of
-from tests.clerk import FakeClerk
-from tests.conftest import Database, Running, Serve, Shop, base_config, ids
+from tests.clerk import FakeClerk, problem
+from tests.conftest import Database, Running, Serve, Shop, base_config, eventually, ids
 
 
 def customers(shop: Shop, columns: str, rows: str) -> None:
@@ -277,6 +277,20 @@ def test_rows_without_an_id_stop_no_delta(shop: Shop, type: str) -> None:
     shop.execute(f"insert into {{s}}.customers select null, 'e', {moments} from generate_series(4, 9) as n")
     found = [ids(shop.items(f"customers?limit=3&modified_after=5&offset={offset}")) for offset in (0, 3, 6, 9)]
     assert [[int(id) for id in page] for page in found] == [[1, 2, 3], [4, 5, 6], [7, 8, 9], []]
+
+
+def test_a_collation_made_anew_under_its_name_in_mid_walk_is_no_end(shop: Shop) -> None:
+    if not shop.database.value("select count(*) from pg_collation where collname = 'en_US.utf8'"):
+        pytest.skip("this PostgreSQL has no collation en_US.utf8")
+    shop.execute("create collation {s}.own (locale = 'en_US.utf8')")
+    shop.execute("create table {s}.customers (id text collate {s}.own primary key, email text default 'e')")
+    shop.execute("insert into {s}.customers values ('a'), ('B'), ('c'), ('D')")
+    assert len(shop.items("customers?limit=1&offset=0")) == 1
+    shop.execute("alter collation {s}.own rename to former")
+    shop.execute("create collation {s}.own (locale = 'C')")
+    shop.execute("alter table {s}.customers alter id type text collate {s}.own")
+    eventually(lambda: shop.get("customers?limit=1&offset=1", method="HEAD").status != 200)
+    problem(shop.get("customers?limit=1&offset=1"), 500, "key-changed")
 
 
 def test_ids_of_a_nondeterministic_collation_are_walked(shop: Shop) -> None:

@@ -54,6 +54,8 @@ class Column(msgspec.Struct, frozen=True):
     is_domain: bool
     collation: str | None
     """Quoted name of the collation, None where the type has none or it is the default."""
+    collation_version: str = ""
+    """What tells it from another one of that name, and from itself with another library."""
 
 
 class Relation(msgspec.Struct, frozen=True):
@@ -76,6 +78,8 @@ class Key(msgspec.Struct, frozen=True):
     """int8, text, bpchar, uuid or citext with its schema: what a key given as text is cast to."""
     order: str
     """What to put behind an expression of the family so that it sorts as the column does."""
+    version: str = ""
+    """Which of the orders of this name it is."""
 
     @property
     def column(self) -> str:
@@ -99,7 +103,7 @@ class Key(msgspec.Struct, frozen=True):
     @property
     def kind(self) -> str:
         """The whole order of the keys."""
-        return self.family + self.order
+        return f"{self.family}{self.order}{self.version}"
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -446,7 +450,9 @@ def key_of(relation: Relation, column: Column) -> Key:
     family = "bpchar" if column.type == "bpchar" else "text"
     if is_citext(column):
         family = f"{quoted(column.type_schema)}.citext"
-    return Key(family, f" collate {column.collation}" if column.collation else "")
+    if not column.collation:
+        return Key(family, "")
+    return Key(family, f" collate {column.collation}", f" ({column.collation_version})")
 
 
 def expression(relation: Relation, column: Column) -> str:
@@ -655,7 +661,8 @@ select
   case
     when l.collname is null or l.collname = 'default' then null
     else quote_ident(ln.nspname) || '.' || quote_ident(l.collname)
-  end as collation
+  end as collation,
+  coalesce(concat_ws(' ', l.oid, pg_collation_actual_version(l.oid)), '') as collation_version
 from columns
 join climb on climb.attnum = columns.attnum
 join pg_type as t on t.oid = climb.type and t.typtype <> 'd' and t.typcategory <> 'A'
