@@ -3,7 +3,8 @@
 Clerk deletes what a full feed no longer holds. So a full walk that is about to end with far fewer items than the last
 ones that finished is held back: its last page is a 503, and the shop keeps its index until the feed is mended or an
 operator says that the shrink is right. The measure is the largest of those that finished in 24 hours, or the last one:
-several answers that nobody received, each a little smaller, must not drain a shop.
+several answers that nobody received, each a little smaller, must not drain a shop. What deltas have brought since then is
+part of it.
 """
 
 from contextlib import suppress
@@ -100,6 +101,23 @@ class Guard:
         except asyncpg.PostgresError as error:
             raise state_unavailable(error, self._emit) from error
 
+    async def learn_growth(self, store: Store, source: Source, walk: int) -> None:
+        """Count the feed at the end of an incremental walk, where those since the last count may have added many.
+
+        Nobody is refused for it, whatever happens.
+        """
+
+        async def learn(connection: Any) -> None:
+            known = await connection.fetchrow(_KNOWN, store.name, source.feed, None)
+            measure = _measure(known["last"], known["most"], known["accepted"])
+            brought = await connection.fetchval(_BROUGHT, store.name, source.feed)
+            if _grown((measure or 0) + brought, measure, store.feed(source.feed)):
+                items = await self._counted(connection, source, source.count)
+                await connection.execute("update clerk_feed.walk set feed_items = $2 where id = $1", walk, items)
+
+        with suppress(Refusal, asyncpg.PostgresError):
+            await self._pool.patiently(learn, Patience(self._resume_seconds))
+
     async def check_now(self, store: Store, source: Source, *, writes: bool) -> None:
         """Return where the feed, as it is now, has not shrunk: for ends of walks that no offset tells the size of.
 
@@ -182,7 +200,7 @@ def _measure(last: int | None, most: int | None, accepted: int | None) -> int | 
 def _before(last: int | None, most: int | None) -> str:
     if most is None or last is None or most <= last:
         return f"the last full walk that finished had {last if last is not None else 0}"
-    return f"of the full walks that finished in 24 hours one had {most}"
+    return f"within 24 hours, or since the last full walk, it had {most}"
 
 
 def shrunk(items: int, invalid: int, measure: int | None, settings: FeedSettings) -> bool:
@@ -240,16 +258,31 @@ with last as ({_LAST}), allowed as (
 select
   (select final_items from last) as last,
   (
-    select max(w.final_items)
+    select max(coalesce(w.feed_items, w.final_items))
     from clerk_feed.walk as w
-    where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'finished'
-      and w.last_page > now() - interval '24 hours'
+    where w.store = $1 and w.feed = $2 and w.ended = 'finished'
+      and (w.feed_items is not null or not w.incremental)
+      and (
+        w.last_page > now() - interval '24 hours'
+        or w.incremental and w.last_page > coalesce((select last_page from last), '-infinity')
+      )
       and w.last_page > coalesce((select accepted from allowed), '-infinity')
   ) as most,
   (select items from allowed where accepted > coalesce((select last_page from last), '-infinity')) as accepted,
   (select w.invalid from clerk_feed.walk as w where w.id = $3) as invalid,
   coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
 """  # noqa: S608 (only our own text is put in)
+
+_BROUGHT = """
+with counted as (
+  select max(last_page) as at
+  from clerk_feed.walk
+  where store = $1 and feed = $2 and ended = 'finished' and (feed_items is not null or not incremental)
+)
+select coalesce(sum(w.items), 0)::int8
+from clerk_feed.walk as w, counted
+where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
+"""
 
 _LAST_END = """
 select ended, final_items

@@ -239,7 +239,7 @@ STATE_UNAVAILABLE = Problem(
 OFFSET_LOST = Problem(
     409,
     "offset-lost",
-    "The feed ends with this page or before it, and no sync that is known has come so far: no end to be believed.",
+    "The feed ends with this page or before it, and this sync was not led there: no end to be believed.",
     "Put limit={{limit}}&offset={{offset}} into the import URL and start the sync again: each page must begin where the"
     " one before it ended, and the first at offset 0.",
 )
