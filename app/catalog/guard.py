@@ -3,8 +3,8 @@
 Clerk deletes what a full feed no longer holds. So a full walk that is about to end with far fewer items than the last
 ones that finished is held back: its last page is a 503, and the shop keeps its index until the feed is mended or an
 operator says that the shrink is right. The measure is the largest of those that finished in 24 hours, or the last one:
-several answers that nobody received, each a little smaller, must not drain a shop. What deltas have brought since then is
-part of it.
+several answers that nobody received, each a little smaller, must not drain a shop. What deltas have brought since then
+is part of it.
 """
 
 from contextlib import suppress
