@@ -412,11 +412,9 @@ class Answer:
                 self._emit(NoModifiedAt(store=self.store.name, feed=self._source.feed))
             return None
         since -= self.store.incremental_overlap.seconds
-        if self._source.rendered_until is not None:
-            # Deltas of rendered items know a change by its refresh: what came after the last one is still to be sent.
-            left_behind, refreshed = self._source.rendered_until
-            if since <= left_behind:
-                return min(since, refreshed - self.store.incremental_overlap.seconds)
+        until = self._source.rendered_until
+        if until is not None and since <= until.left_behind:
+            return min(since, max(until.last_before(since) - self.store.incremental_overlap.seconds, 0.0))
         return since
 
     @property

@@ -79,7 +79,6 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         stack.push_async_callback(pool.close)
         async with pool.connection() as connection:
             await migrate(connection)
-            began = await leave_behind(connection, settings.stores.values())
             version = await connection.fetchval("show server_version")
         clerk = ClerkApi(settings.access.verify_url, settings.access.verify_timeout.seconds)
         stack.push_async_callback(clerk.close)
@@ -103,8 +102,6 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             stack.push_async_callback(_cancelled, asyncio.create_task(metrics.run()))
         stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run()))
         stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(bookmarks, happened)))
-        serving = asyncio.create_task(_note_served(pool, list(settings.stores.values()), began))
-        stack.push_async_callback(_cancelled, serving)
 
         def direct() -> Awaitable[Any]:
             return connection_for_refresh(dsn)
@@ -114,6 +111,11 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         deletions = Deletions(direct, deleting, settings.clerk.api_url, happened)
         for work in Upkeep(settings, Refresher(direct, happened), deletions, happened).works():
             stack.push_async_callback(_cancelled, asyncio.create_task(work()))
+        # Last: settings under which no process can start change nothing.
+        async with pool.connection() as connection:
+            began = await leave_behind(connection, settings.stores.values())
+        serving = asyncio.create_task(_note_served(pool, list(settings.stores.values()), began))
+        stack.push_async_callback(_cancelled, serving)
         pages = Pages(readiness(settings, pool, sources))
         feeds = Route("/{store}/{feed}", endpoint, methods=["GET"])
         yield Service(

@@ -432,6 +432,37 @@ create index on {s}.products (modified_at, id)
 """
 
 
+CITEXT = """
+create type {s}.citext;
+create function {s}.citextin(cstring) returns {s}.citext language internal immutable strict as 'textin';
+create function {s}.citextout({s}.citext) returns cstring language internal immutable strict as 'textout';
+create type {s}.citext (input = {s}.citextin, output = {s}.citextout, like = text, category = 'S', collatable = true);
+create cast ({s}.citext as text) without function as implicit;
+create cast (text as {s}.citext) without function as assignment;
+create function {s}.citext_cmp({s}.citext, {s}.citext) returns int language sql immutable strict as
+  $$ select bttextcmp(lower($1::text), lower($2::text)) $$;
+create function {s}.citext_lt({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) < lower($2::text) $$;
+create function {s}.citext_le({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) <= lower($2::text) $$;
+create function {s}.citext_eq({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) = lower($2::text) $$;
+create function {s}.citext_ge({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) >= lower($2::text) $$;
+create function {s}.citext_gt({s}.citext, {s}.citext) returns bool language sql immutable strict as
+  $$ select lower($1::text) > lower($2::text) $$;
+create operator {s}.< (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_lt);
+create operator {s}.<= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_le);
+create operator {s}.= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_eq, merges);
+create operator {s}.>= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_ge);
+create operator {s}.> (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_gt);
+create operator class {s}.citext_ops default for type {s}.citext using btree as
+  operator 1 {s}.<, operator 2 {s}.<=, operator 3 {s}.=, operator 4 {s}.>=, operator 5 {s}.>,
+  function 1 {s}.citext_cmp({s}.citext, {s}.citext);
+"""
+"""A type of that name, and like it, where the extension may be: in a schema that no search_path names."""
+
+
 @contextmanager
 def reloaded(loop: Loop, database: Database, table: str) -> Iterator[Callable[[Callable[[], T]], T]]:
     """A table that is emptied and filled again in one transaction; it ends once what is done meanwhile waits for it."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.clerk import problem
-from tests.conftest import Shop, eventually, ids
+from tests.conftest import CITEXT, Shop, eventually, ids
 
 GUIDE_PRODUCTS = r"""
 [
@@ -228,37 +228,6 @@ def test_citext_is_served_as_text_and_is_a_key(shop: Shop) -> None:
     shop.execute("create table {s}.customers (id citext primary key, email citext)")
     shop.execute("insert into {s}.customers values ('b', 'X@Y'), ('A', 'z')")
     assert shop.walk("customers", 1) == [{"id": "A", "email": "z"}, {"id": "b", "email": "X@Y"}]
-
-
-CITEXT = """
-create type {s}.citext;
-create function {s}.citextin(cstring) returns {s}.citext language internal immutable strict as 'textin';
-create function {s}.citextout({s}.citext) returns cstring language internal immutable strict as 'textout';
-create type {s}.citext (input = {s}.citextin, output = {s}.citextout, like = text, category = 'S', collatable = true);
-create cast ({s}.citext as text) without function as implicit;
-create cast (text as {s}.citext) without function as assignment;
-create function {s}.citext_cmp({s}.citext, {s}.citext) returns int language sql immutable strict as
-  $$ select bttextcmp(lower($1::text), lower($2::text)) $$;
-create function {s}.citext_lt({s}.citext, {s}.citext) returns bool language sql immutable strict as
-  $$ select lower($1::text) < lower($2::text) $$;
-create function {s}.citext_le({s}.citext, {s}.citext) returns bool language sql immutable strict as
-  $$ select lower($1::text) <= lower($2::text) $$;
-create function {s}.citext_eq({s}.citext, {s}.citext) returns bool language sql immutable strict as
-  $$ select lower($1::text) = lower($2::text) $$;
-create function {s}.citext_ge({s}.citext, {s}.citext) returns bool language sql immutable strict as
-  $$ select lower($1::text) >= lower($2::text) $$;
-create function {s}.citext_gt({s}.citext, {s}.citext) returns bool language sql immutable strict as
-  $$ select lower($1::text) > lower($2::text) $$;
-create operator {s}.< (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_lt);
-create operator {s}.<= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_le);
-create operator {s}.= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_eq);
-create operator {s}.>= (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_ge);
-create operator {s}.> (leftarg = {s}.citext, rightarg = {s}.citext, function = {s}.citext_gt);
-create operator class {s}.citext_ops default for type {s}.citext using btree as
-  operator 1 {s}.<, operator 2 {s}.<=, operator 3 {s}.=, operator 4 {s}.>=, operator 5 {s}.>,
-  function 1 {s}.citext_cmp({s}.citext, {s}.citext);
-"""
-"""A type of that name, and like it, where the extension may be: in a schema that no search_path names."""
 
 
 def test_citext_in_a_schema_of_its_own_is_a_key_and_is_served_as_text(shop: Shop) -> None:

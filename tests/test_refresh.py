@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import msgspec
 import pytest
 
 from app.catalog.rendered import (
+    OUTBOX_LOCK,
     REFRESH_LOCK,
     RefreshBusyError,
     Refresher,
@@ -586,6 +588,69 @@ def test_a_refresh_by_hand_while_the_feed_is_served_unrendered_is_not_the_last_o
     toggled.refresh()
     assert names_since(service, synced) == {7: "new"}
     assert_rendered_anew(toggled, service)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("hours", [2, 6])
+def test_what_the_last_refresh_holds_but_no_delta_yet_is_in_one_served_unrendered(
+    toggled: Toggled, hours: int, restarted: bool
+) -> None:
+    """A refresh, a change, a delta, a refresh; and rendering is turned off before the next delta."""
+    service = toggled.start(toggled.rendered)
+    toggled.refresh()
+    toggled.hours_pass(hours)
+    toggled.database.execute(
+        "update dk.products set name = 'new', modified_at = now() - make_interval(hours => $1, mins => -5)"
+        " where id = 7",
+        hours,
+    )
+    synced = time.time()
+    assert names_since(service, synced) == {}  # it is not rendered yet
+    toggled.refresh()
+    for _ in range(2 if restarted else 1):
+        service.stop()
+        service = toggled.start(toggled.plain)
+    assert names_since(service, synced) == {7: "new"}
+
+
+def test_a_delta_rendered_while_the_next_process_waits_for_a_deletion_misses_nothing(toggled: Toggled) -> None:
+    overlap = 'public_key = "key-dk"\nincremental_overlap = "1s"\n'
+    toggled.rendered = toggled.rendered.replace('public_key = "key-dk"\n', overlap)
+    toggled.plain = toggled.plain.replace('public_key = "key-dk"\n', overlap)
+    old = toggled.start(toggled.rendered)
+    toggled.refresh()
+    loop = Loop()
+    with closing(Database(loop, toggled.database.dsn)) as pushing, ThreadPoolExecutor(1) as threads:
+        id = toggled.database.value("select id from clerk_feed.rendered")
+        pushing.execute("select pg_advisory_lock($1, $2)", OUTBOX_LOCK, id)  # a deletion is on its way to Clerk
+        starting = threads.submit(toggled.start, toggled.plain)
+        waiting = "select count(*) from pg_locks where not granted and locktype = 'advisory'"
+        eventually(lambda: toggled.database.value(waiting) == 1)
+        toggled.database.execute("update dk.products set name = 'new', modified_at = now() where id = 7")
+        time.sleep(3)  # more than the overlap
+        synced = time.time()
+        assert names_since(old, synced) == {}  # of rendered items, rightly so
+        pushing.execute("select pg_advisory_unlock($1, $2)", OUTBOX_LOCK, id)
+        service = starting.result(60)
+    loop.stop()
+    old.stop()
+    assert names_since(service, synced) == {7: "new"}
+
+
+def test_a_roll_that_fails_leaves_a_rendered_feed_as_it_is(
+    toggled: Toggled, database: Database, create_database: Callable[[], Database]
+) -> None:
+    service = toggled.start(toggled.rendered)
+    toggled.refresh()
+    assert service.get("/dk/products").status == 200
+    elsewhere = f'dsn = "{create_database().dsn}"\nstate_dsn = "{database.dsn}"\nresume_for = "1s"'
+    broken = toggled.plain.replace(f'dsn = "{database.dsn}"', elsewhere)
+    (service.log.parent / "feed.toml").write_text(broken)
+    service.process.send_signal(signal.SIGHUP)
+    eventually(lambda: service.events("ReloadRefused") != [], 60)
+    assert database.fetch("select * from clerk_feed.unrendered") == []
+    time.sleep(2.5)  # as long as descriptions of sources are kept
+    assert service.get("/dk/products").status == 200
 
 
 def test_a_delta_across_the_end_of_rendering_misses_nothing(database: Database, clerk: FakeClerk, serve: Serve) -> None:

@@ -10,7 +10,7 @@ import pytest
 from app.catalog.rendered import RefreshError, RefreshHeldBackError, Summary
 from app.clerk.importer import Importer
 from tests.clerk import problem
-from tests.conftest import PRODUCTS, TOKEN, Loop, reloaded
+from tests.conftest import CITEXT, PRODUCTS, TOKEN, Loop, reloaded
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
 from tests.test_feeds import TYPES
 
@@ -361,6 +361,33 @@ def test_other_items_than_those_that_were_accepted_are_held_back(rendered: Rende
     rendered.execute("update {s}.products set id = id + 1000")
     with pytest.raises(RefreshHeldBackError, match="100 of the 100 there are would be gone"):
         rendered.refresh(accept_shrink=True, accepted_items=70)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_ids_of_citext_are_compared_as_they_sort(
+    bare: RenderedShop, monkeypatch: pytest.MonkeyPatch, merge: bool
+) -> None:
+    """Wherever its operators are: an id that changes its case is the same item, and not one more."""
+    monkeypatch.setattr("app.catalog.rendered._MERGE_SINCE", 0 if merge else 1_000_000)
+    bare.execute(CITEXT)
+    bare.execute(PRODUCTS.replace("id bigint", "id {s}.citext"))
+    bare.execute("insert into {s}.products (id) select ('a' || i)::text::{s}.citext from generate_series(1, 50) as i")
+    assert bare.refresh().items == 50
+    bare.execute("update {s}.products set id = upper(id::text)::{s}.citext where id::text like '%7'")
+    summary = bare.refresh()
+    assert (summary.items, summary.added, summary.vanished) == (50, 0, 0)
+    assert len(bare.walk("products", 7)) == 50
+
+
+@pytest.mark.parametrize(("before", "after"), [("C", "POSIX"), ("default", "C"), ("C", "default")])
+def test_the_collation_of_the_id_changes_between_refreshes(bare: RenderedShop, before: str, after: str) -> None:
+    bare.execute(PRODUCTS.replace("id bigint", f'id text collate "{before}"'))
+    bare.execute("insert into {s}.products (id) select 'a' || i from generate_series(1, 50) as i")
+    bare.refresh()
+    bare.execute(f'alter table {{s}}.products alter column id type text collate "{after}"')
+    bare.execute("insert into {s}.products (id) values ('new')")
+    summary = bare.refresh()
+    assert (summary.items, summary.vanished) == (51, 0)
 
 
 def test_a_table_filled_anew_during_a_refresh_loses_nothing(bare: RenderedShop, loop: Loop) -> None:

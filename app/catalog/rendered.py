@@ -338,7 +338,11 @@ class _Run:
         if kept == how.key and state.items_table and left_behind is None:
             table = state.items_table
             counts, items = await self._merged(how, table, stamp)
-            among = _VANISHED.format(family=f"{how.key.family}{how.key.order}") if counts.vanished else None
+            among = (
+                _VANISHED.format(family=f"{how.key.family}{how.key.order}", equal=how.key.compared("="))
+                if counts.vanished
+                else None
+            )
         else:
             table = _next_table(state)
             counts, items = await self._filled(how, table, stamp, old=state.items_table if kept else None)
@@ -427,7 +431,7 @@ class _Run:
             before = await key_of_items(connection, old)
             if before == how.key:
                 # What is not valid now keeps its last valid version.
-                kept = _KEPT.format(old=items_relation(old), table=items_relation(table))
+                kept = _KEPT.format(old=items_relation(old), table=items_relation(table), equal=how.key.compared("="))
                 items += await connection.fetchval(kept, stamp)
             json_id = "o.id::text" if before and before.family == "int8" else "to_json(o.id::text)::text"
             vanished = await connection.fetchval(
@@ -465,6 +469,7 @@ async def leave_behind(connection: Any, stores: Iterable[Store]) -> str:
         feeds = _from_sources(stores)
         await connection.execute(_LEAVE_BEHIND, *feeds)
         await connection.execute(_AWAIT_OUTBOX, *feeds, OUTBOX_LOCK)
+        await connection.execute(_LEFT_BEHIND, *feeds)
         now: str = await connection.fetchval("select now()::text")
         return now
 
@@ -571,7 +576,13 @@ async def _previewed(
 
 
 def _parts(how: Rendering) -> dict[str, str]:
-    return {"doc": how.doc, "faults": how.faults, "source": str(how.relation), "json_id": how.json_id}
+    return {
+        "doc": how.doc,
+        "faults": how.faults,
+        "source": str(how.relation),
+        "json_id": how.json_id,
+        "equal": how.key.compared("="),
+    }
 
 
 def _statement(template: str, how: Rendering, table: str, id: int) -> str:
@@ -610,6 +621,14 @@ on conflict (store, feed) do update set since = now(), served = now()
 """
 
 _AWAIT_OUTBOX = f"select pg_advisory_xact_lock($3, id) from (select r.id {_UNRENDERED}) as r"  # noqa: S608 (our own text)
+
+# Until now others served what was rendered, and for as long as descriptions of sources are kept.
+_LEFT_BEHIND = """
+update clerk_feed.unrendered as u
+set since = clock_timestamp() + interval '2 seconds'
+from unnest($1::text[], $2::text[]) as f (store, feed)
+where u.store = f.store and u.feed = f.feed
+"""
 
 _QUIET = "coalesce({of}.served <= now() - interval '60 seconds', true)"
 """Whether nobody serves a feed unrendered any more: one that ended said so, one that died has been silent."""
@@ -763,7 +782,7 @@ with kept as (
   update {table} as t
   set doc = o.doc, modified_at = $1::text::timestamptz
   from {old} as o
-  where t.id = o.id and t.doc is null and o.doc is not null
+  where t.id {equal} o.id and t.doc is null and o.doc is not null
   returning 1
 )
 select count(*) from kept
@@ -778,7 +797,7 @@ with taken as (
   from (
     select s."id", {doc} as doc
     from {source} as s
-    where s."id" is not null and {among} and not exists (select from {table} as known where known.id = s."id")
+    where s."id" is not null and {among} and not exists (select from {table} as known where known.id {equal} s."id")
     offset 0
   ) as s
   where s.doc is not null
@@ -792,7 +811,7 @@ with taken as (
 select (select count(*) from taken) as taken, (select count(*) from unburied) as unburied
 """
 
-_VANISHED = """s."id" in (
+_VANISHED = """s."id" {equal} any (
       select t.item::{family}
       from clerk_feed.tombstone as t
       where t.store = $2 and t.feed = $3 and t.vanished = $1::text::timestamptz
@@ -803,7 +822,8 @@ with buried as (
   insert into clerk_feed.tombstone (store, feed, item, json_id, vanished)
   select $2, $3, o.id::text, ({json_id})::json, $1::text::timestamptz
   from {old} as o
-  where o.doc is not null and not exists (select from {table} as t where t.id::text = o.id::text)
+  where o.doc is not null
+    and not exists (select from {table} as t where t.id::text collate "C" = o.id::text collate "C")
   returning 1
 )
 select count(*) from buried
@@ -830,7 +850,7 @@ _MERGE = f"""
 with done as (
   merge into {{table}} as t
   using ({_RENDERED}) as s
-  on t.id = s."id"
+  on t.id {{equal}} s."id"
   when matched and s.doc is not null and t.doc::text is distinct from s.doc then
     update set id = s."id", doc = s.doc::json, modified_at = $1::text::timestamptz, faults = null
   when matched and s.faults is distinct from t.faults then
@@ -855,7 +875,7 @@ with updated as (
     end,
     faults = s.faults
   from ({_RENDERED}) as s
-  where t.id = s."id"
+  where t.id {{equal}} s."id"
     and (s.doc is not null and t.doc::text is distinct from s.doc or s.faults is distinct from t.faults)
   returning 'UPDATE' as action, {_DONE}
 ), inserted as (
@@ -864,13 +884,13 @@ with updated as (
   from (
     select s."id", {{doc}} as doc, {{faults}} as faults
     from {{source}} as s
-    where s."id" is not null and not exists (select from {{table}} as known where known.id = s."id")
+    where s."id" is not null and not exists (select from {{table}} as known where known.id {{equal}} s."id")
     offset 0
   ) as s
   returning 'INSERT' as action, {_DONE}
 ), deleted as (
   delete from {{table}} as t
-  where not exists (select from {{source}} as s where s."id" = t.id)
+  where not exists (select from {{source}} as s where s."id" {{equal}} t.id)
   returning 'DELETE' as action, {_DONE}
 ), done as (
   select * from updated
@@ -893,7 +913,7 @@ from (
   order by s."id"
   offset 0
 ) as s
-full join {table} as t on t.id = s."id"
+full join {table} as t on t.id {equal} s."id"
 """
 
 _HAS_INVALID = "select exists (select from clerk_feed.invalid where store = $1 and feed = $2)"

@@ -19,6 +19,8 @@ from app.protocol.wire import ItemEncoder, LineEncoder, nameable
 from app.settings import Store, relation_parts
 
 _FRESH_SECONDS = 2.0
+_REFRESHES_KNOWN = 200
+"""Of a feed that is no longer rendered. A delta that reaches back farther is read from the beginning."""
 
 
 class RelationChangedError(Exception):
@@ -106,6 +108,21 @@ class Key(msgspec.Struct, frozen=True):
         return f"{self.family}{self.order}{self.version}"
 
 
+class RenderedUntil(msgspec.Struct, frozen=True):
+    """Until when a feed was rendered, in unix seconds, and its last refreshes, the newest first."""
+
+    left_behind: float
+    refreshes: tuple[tuple[float, float], ...]
+    """When each was seen to be visible, and when it began."""
+
+    def last_before(self, since: float) -> float:
+        """When the last refresh began that could be seen before a moment; 0 where none is known.
+
+        What changed after it may be in no delta yet: one of rendered items knows a change by its refresh.
+        """
+        return next((started for visible, started in self.refreshes if visible < since), 0.0)
+
+
 class Source(msgspec.Struct, frozen=True):
     """A relation that serves a feed: how to read it and how to encode it."""
 
@@ -147,8 +164,8 @@ class Source(msgspec.Struct, frozen=True):
     """Where items stand ready as JSON: the doc's bytes and the id; empty elsewhere."""
     lines_dated: str = ""
     """The same with modified_at as text at the end."""
-    rendered_until: tuple[float, float] | None = None
-    """Where the feed was rendered before: until when, and when its last refresh began, in unix seconds."""
+    rendered_until: RenderedUntil | None = None
+    """Where the feed was rendered before."""
 
     @property
     def rendered(self) -> bool:
@@ -285,9 +302,10 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
     if not await connection.fetchval(_HAS_NOTES):
         return source
     before = await connection.fetchrow(_RENDERED_UNTIL, store.name, feed)
-    if before is None or before["refreshed"] is None:
+    if before is None:
         return source
-    return msgspec.structs.replace(source, rendered_until=tuple(before))
+    until = RenderedUntil(before["left_behind"], tuple(zip(before["visible"], before["started"], strict=True)))
+    return msgspec.structs.replace(source, rendered_until=until)
 
 
 async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Relation, list[Column]]:
@@ -558,20 +576,23 @@ select coalesce(has_table_privilege(to_regclass('clerk_feed.unrendered'), 'selec
   and coalesce(has_table_privilege(to_regclass('clerk_feed.refresh'), 'select'), false)
 """
 
-_RENDERED_UNTIL = """
+_RENDERED_UNTIL = f"""
+with refreshes as (
+  select f.id, extract(epoch from f.visible)::float8 as visible, extract(epoch from f.started)::float8 as started
+  from clerk_feed.refresh as f
+  join clerk_feed.rendered as r on r.id = f.rendered
+  where r.store = $1 and r.feed = $2 and f.outcome = 'done' and f.visible is not null
+  order by f.id desc
+  limit {_REFRESHES_KNOWN}
+)
 select
   extract(epoch from u.since)::float8 as left_behind,
-  (
-    select extract(epoch from f.started)::float8
-    from clerk_feed.refresh as f
-    where f.rendered = r.id and f.outcome = 'done' and f.started <= u.since
-    order by f.id desc
-    limit 1
-  ) as refreshed
+  array(select visible from refreshes order by id desc) as visible,
+  array(select started from refreshes order by id desc) as started
 from clerk_feed.unrendered as u
-join clerk_feed.rendered as r on r.store = u.store and r.feed = u.feed
 where u.store = $1 and u.feed = $2
-"""
+  and exists (select from clerk_feed.rendered as r where r.store = $1 and r.feed = $2 and r.items_table is not null)
+"""  # noqa: S608 (a number of ours)
 
 _RELATION = """
 select
