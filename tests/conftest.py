@@ -464,9 +464,14 @@ create operator class {s}.citext_ops default for type {s}.citext using btree as
 
 
 @contextmanager
-def reloaded(loop: Loop, database: Database, table: str) -> Iterator[Callable[[Callable[[], T]], T]]:
-    """A table that is emptied and filled again in one transaction; it ends once what is done meanwhile waits for it."""
-    with changed(loop, database) as (other, meanwhile):
+def reloaded(
+    loop: Loop, database: Database, table: str, *, hold: float = 0
+) -> Iterator[Callable[[Callable[[], T]], T]]:
+    """A table that is emptied and filled again in one transaction.
+
+    It ends once what is done meanwhile has waited for it for `hold` seconds.
+    """
+    with changed(loop, database, hold=hold) as (other, meanwhile):
         other.execute(f"create temp table kept as select * from {table}")
         other.execute("begin")
         other.execute(f"truncate {table}")
@@ -476,13 +481,13 @@ def reloaded(loop: Loop, database: Database, table: str) -> Iterator[Callable[[C
 
 @contextmanager
 def partition_attached(
-    loop: Loop, database: Database, table: str, first: int, end: int, *, before: str = ""
+    loop: Loop, database: Database, table: str, first: int, end: int, *, before: str = "", hold: float = 0
 ) -> Iterator[Callable[[Callable[[], T]], T]]:
     """Rows of the default partition that get one of their own, in one transaction; it ends like `reloaded`.
 
     `before`: SQL at the beginning of the transaction.
     """
-    with changed(loop, database) as (other, meanwhile):
+    with changed(loop, database, hold=hold) as (other, meanwhile):
         other.execute("begin")
         if before:
             other.execute(before)
@@ -496,8 +501,10 @@ def partition_attached(
 
 
 @contextmanager
-def changed(loop: Loop, database: Database) -> Iterator[tuple[Database, Callable[[Callable[[], T]], T]]]:
-    """Another session with a transaction, and how to do what waits for it, until it ends."""
+def changed(
+    loop: Loop, database: Database, *, hold: float = 0
+) -> Iterator[tuple[Database, Callable[[Callable[[], T]], T]]]:
+    """Another session with a transaction, and how to do what waits for it, `hold` seconds at least, until it ends."""
     with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
         waiting = (
             "select count(*) from pg_locks"
@@ -507,6 +514,7 @@ def changed(loop: Loop, database: Database) -> Iterator[tuple[Database, Callable
         def meanwhile(work: Callable[[], T]) -> T:
             done = threads.submit(work)
             eventually(lambda: database.value(waiting) > 0)
+            time.sleep(hold)
             other.execute("commit")
             return done.result(60)
 

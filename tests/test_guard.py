@@ -11,7 +11,7 @@ import pytest
 
 from app.clerk.importer import ImportFailedError
 from tests.clerk import FakeClerk
-from tests.conftest import Answer, Database, Running, Serve, Shop, base_config, eventually
+from tests.conftest import PRODUCTS, Answer, Database, Running, Serve, Shop, base_config, eventually
 
 
 def fill(shop: Shop, first: int, last: int) -> None:
@@ -238,6 +238,18 @@ def test_what_deltas_have_brought_is_part_of_the_measure(catalog: Shop, pages: s
     assert "it had 1000" in refused.json["detail"]
     catalog.execute("insert into {s}.products (id) select generate_series(101, 900)")
     assert len(catalog.items("products")) == 900
+
+
+def test_where_a_view_repeats_ids_they_are_counted_once(shop: Shop) -> None:
+    shop.execute(PRODUCTS.replace("{s}.products", "{s}.chairs"))
+    shop.execute("insert into {s}.chairs (id, modified_at) select i, now() from generate_series(1, 200) as i")
+    shop.execute("create view {s}.products as select c.* from {s}.chairs as c, generate_series(1, 2)")
+    assert len(shop.items("products")) == 400
+    assert len(shop.items("products?modified_after=2")) == 400
+    assert len(shop.items("products")) == 400
+    shop.execute("delete from {s}.chairs where id > 100")
+    assert held_back(shop.get("products"))
+    assert held_back(shop.get("products?limit=1000&after=0"))
 
 
 def test_deltas_of_the_same_items_do_not_make_a_feed_larger(catalog: Shop) -> None:

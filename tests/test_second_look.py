@@ -213,3 +213,41 @@ def test_a_table_that_inherits_is_replaced_by_another_one(
         other.execute("drop table shop.a")
         answer = meanwhile(partial(service.get, "/shop/customers"))
     assert sorted(ids(answer.lines)) == list(range(1, 2001))
+
+
+@pytest.mark.parametrize("place", ["limit=50&offset=0", "limit=1000&offset=0", "modified_after=1700000000", ""])
+@pytest.mark.parametrize("size", [7, 9000])
+def test_whoever_waits_for_a_lock_is_not_taken_for_one_that_sorts(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop, place: str, size: int
+) -> None:
+    """The first page of a process goes by cursor, as large ones do; its first row comes after a second."""
+    fill(database, 1000, description="x" * size)
+    database.execute("create table shop.stock as select id from shop.products")
+    database.execute("alter table shop.stock add primary key (id)")
+    database.execute("alter table shop.products rename to chairs")
+    database.execute(
+        "create function shop.in_stock(bigint) returns boolean stable language plpgsql as"
+        " $$ begin return exists (select from shop.stock as l where l.id = $1); end $$"
+    )
+    database.execute("create view shop.products as select * from shop.chairs where id % 2 = 0 or shop.in_stock(id)")
+    service = serve(one_store(database.dsn, clerk))
+    with reloaded(loop, database, "shop.stock", hold=1) as meanwhile:
+        answer = meanwhile(partial(service.get, f"/shop/products?{place}"))
+    assert sorted(ids(answer.lines)) == list(range(1, 51 if "limit=50&" in place else 1001))
+
+
+@pytest.mark.parametrize("place", ["limit=1000&offset=0", ""])
+def test_a_partition_that_is_waited_for_long_is_not_left_out(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop, place: str
+) -> None:
+    database.execute("create schema shop")
+    database.execute(
+        "create table shop.customers (id bigint primary key, email text default 'e') partition by range (id)"
+    )
+    database.execute("create table shop.customers_default partition of shop.customers default")
+    database.execute("insert into shop.customers select generate_series(1, 3000)")
+    database.execute("analyze")
+    service = serve(one_store(database.dsn, clerk))
+    with partition_attached(loop, database, "shop.customers", 501, 601, hold=1) as meanwhile:
+        answer = meanwhile(partial(service.get, f"/shop/customers?{place}"))
+    assert sorted(ids(answer.lines)) == list(range(1, 1001 if place else 3001))

@@ -112,7 +112,7 @@ class Guard:
             measure = _measure(known["last"], known["most"], known["accepted"])
             brought = await connection.fetchval(_BROUGHT, store.name, source.feed)
             if _grown((measure or 0) + brought, measure, store.feed(source.feed)):
-                items = await self._counted(connection, source, source.count)
+                items = await self._counted(connection, source, source.count_ids)
                 await connection.execute("update clerk_feed.walk set feed_items = $2 where id = $1", walk, items)
 
         with suppress(Refusal, asyncpg.PostgresError):
@@ -128,7 +128,7 @@ class Guard:
             known = await connection.fetchrow(_KNOWN, store.name, source.feed, None)
             if _measure(known["last"], known["most"], known["accepted"]) is None:
                 return
-            items = await self._counted(connection, source, source.count)
+            items = await self._counted(connection, source, source.count_ids)
             await self._require_enough(
                 connection, store, source.feed, known, items, f"has {items} items now", writes=writes
             )

@@ -273,7 +273,7 @@ class Reader:
         """
         limit, run = left, _RUN_ROWS
         looked_again = False
-        second = SecondLook(source)
+        second, was_late = SecondLook(source), False
         while True:
             if interrupted and not looked_again and part.after is not None:
                 await self._look_at_edge(pool, source, part)
@@ -294,8 +294,11 @@ class Reader:
                 cursor = LeasedCursor(pool, sql, arguments, self._settings.cursor_lease.seconds)
                 try:
                     while rows := await cursor.fetch(self._rows_per_fetch(source)):
-                        # A statement that sorts everything first would do so again.
-                        if not cursor.is_sorted and await second.lacks(part, rows, cursor.ask, first=not count):
+                        # What comes late was sorted first, or has waited for a lock: asked again, it tells which.
+                        doubted, was_late = cursor.is_late and not was_late and second.looks, cursor.is_late
+                        if doubted or await second.lacks(
+                            part, rows, cursor.ask, first=not count, is_sorted=cursor.is_late
+                        ):
                             rows = None
                             break
                         count += len(rows)
@@ -304,7 +307,7 @@ class Reader:
                     ended = rows is not None and (count <= limit if limit is not None else run is None or count < run)
                 finally:
                     await cursor.close()
-                run = None if cursor.is_sorted else run
+                run = None if cursor.is_late else run
             if ended:
                 # A function or a foreign table in a view looks at a table only after its statement has begun, and one
                 # that is emptied and filled meanwhile is empty to it. So nothing ends by the first word.
@@ -382,8 +385,8 @@ class LeasedCursor:
         self.first_row_seconds = 0.0
 
     @property
-    def is_sorted(self) -> bool:
-        """Whether the first row took so long that the statement must have sorted all of them first."""
+    def is_late(self) -> bool:
+        """Whether the first row took so long that the statement has sorted all of them first, or waited."""
         return self.first_row_seconds > _SORTED_SECONDS
 
     async def fetch(self, count: int) -> Sequence[Any] | None:
@@ -408,7 +411,7 @@ class LeasedCursor:
                 self.first_row_seconds = asyncio.get_running_loop().time() - started
                 seconds = max(self._lease_seconds, 4 * self.first_row_seconds)
                 self._lease = asyncio.create_task(self._expire(seconds))
-            if not self.is_sorted:
+            if not self.is_late:
                 self._pool.lend(self._recall)
             return rows
 

@@ -28,17 +28,26 @@ class SecondLook:
         self._partitions = source.partitions_seen
         self._left = _LOOKS
 
-    async def lacks(self, part: Part, rows: Sequence[Any], ask: Ask, *, first: bool) -> bool:
+    @property
+    def looks(self) -> bool:
+        """Whether there is anything to be looked at twice."""
+        return bool(self._source.partitions) or self._source.looks_late
+
+    async def lacks(self, part: Part, rows: Sequence[Any], ask: Ask, *, first: bool, is_sorted: bool = False) -> bool:
         """Whether some rows of a part are to be read anew; `first`: they are the first of their statement.
 
+        Where a statement sorts everything first, `is_sorted`, another look at each batch would do so as well.
         `ask` is answered by the connection that read them, where it still holds locks: whoever waits for these would
         have another one wait as well.
         """
         source = self._source
-        if not rows or not (source.partitions or source.looks_late) or not self._left:
+        if not rows or not self.looks:
+            return False
+        if not self._left:
+            self._left = _LOOKS
             return False
         lacks = bool(first and source.partitions and await self._partitions_changed(ask))
-        if not lacks and source.looks_late and not part.skip and part.order != "counted":
+        if not lacks and source.looks_late and not is_sorted and not part.skip and part.order != "counted":
             lacks = await self._are_more(part, rows, ask)
         self._left = self._left - 1 if lacks else _LOOKS
         return lacks
