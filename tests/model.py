@@ -366,8 +366,6 @@ class Importer:
     """An importer: how it asks, where it is, and what it must have been sent when its walk ends."""
 
     limit: int = _LIMITS[0]
-    limits: set[int] = field(default_factory=set)
-    """Those of its walk so far."""
     format: Format = "ndjson"
     incremental: bool = False
     stops_short: bool = False
@@ -521,7 +519,6 @@ class Walks(RuleBasedStateMachine):
             importer.sent = []
             importer.asked = None
         if importer.offset == 0:
-            importer.limits = set()
             importer.walk += 1
             importer.began = self.catalog.clock + 1
             importer.since = importer.synced
@@ -530,7 +527,6 @@ class Walks(RuleBasedStateMachine):
                 for rank, item in self.catalog.items.items()
                 if item.valid and not (importer.incremental and item.dated and item.changed < importer.since)
             }
-        importer.limits.add(importer.limit)
         return FeedRequest(
             format=importer.format,
             limit=importer.limit,
@@ -579,9 +575,13 @@ class Walks(RuleBasedStateMachine):
         try:
             return await self._process(process).page(self.store, self._wanted(importer))
         except Refusal as refusal:
-            # With another limit, and others who ask meanwhile, nothing tells that the page before was its own.
-            may_be_lost = refusal.problem is OFFSET_LOST and len(importer.limits) > 1 and self.importers_count > 1
-            if refusal.problem not in self.refusals and not may_be_lost:
+            # Of several, one whose own page can't be told from theirs is refused its end: with another limit, or when
+            # it asks for an empty page again. Nothing is lost by it.
+            if refusal.problem is OFFSET_LOST and self.importers_count > 1:
+                self.abandon(importer)
+                for one in self.world.processes:
+                    one.events[:] = [event for event in one.events if not isinstance(event, OffsetUnknown)]
+            elif refusal.problem not in self.refusals:
                 raise
             return None
 

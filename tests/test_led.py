@@ -95,3 +95,15 @@ def test_several_importers_are_led_by_their_own_pages(catalog: Shop) -> None:
             assert answer.status == 200
             found[number] += ids(answer.lines)
     assert [set(one) for one in found] == [set(range(1, 201))] * 2
+
+
+def test_who_retries_while_others_look_is_led_all_the_same(catalog: Shop) -> None:
+    catalog.execute("insert into {s}.products (id) select generate_series(1, 230)")
+    found: list[int] = []
+    for offset in range(0, 300, 50):
+        for _ in range(2 if offset < 250 else 1):
+            answer = catalog.get(f"products?limit=50&offset={offset}")
+            assert answer.status == 200
+            assert catalog.get("products?limit=1&offset=0").status == 200
+            found += ids(answer.lines)
+    assert set(found) == set(range(1, 231))
