@@ -572,6 +572,7 @@ def test_a_short_page_found_by_counting_is_no_end(world: World) -> None:
 
     class Counted(Scene):
         counted_pages_are_wrong = False
+        importers_count = 1
 
     scene = Counted(world)
     scene.shop("ints", first=5, count=20, step=1, undated=False)

@@ -1,5 +1,6 @@
 """Behind PgBouncer in transaction mode: server connections change with every transaction; nothing depends on one."""
 
+import itertools
 import os
 import shutil
 import socket
@@ -66,12 +67,13 @@ def shop(dsn: str, clerk: FakeClerk, serve: Serve, more: str = "") -> Running:
 
 def walk(service: Running, limit: int, more: str = "") -> list[Any]:
     found: list[Any] = []
-    while True:
-        answer = service.get(f"/shop/products?limit={limit}&offset={len(found)}{more}")
+    for offset in itertools.count(0, limit):
+        answer = service.get(f"/shop/products?limit={limit}&offset={offset}{more}")
         assert answer.status == 200, answer.body
         if not answer.lines:
-            return found
+            break
         found += [item["id"] for item in answer.lines]
+    return found
 
 
 def test_walks_streams_and_deltas_at_once_over_two_server_connections(
