@@ -117,7 +117,9 @@ class Service:
         self._config.write_text(f'{self._text}bind = ["127.0.0.1:{self._port}"]\n')
         with self._log.open("wb") as output:
             command = [sys.executable, "-m", "app", "serve", "--config", str(self._config)]
-            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            # What a killed one leaves behind goes with the folder.
+            environment = {**os.environ, "TMPDIR": str(self._config.parent)}
+            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=environment)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
             for line in self._log.read_text(errors="replace").splitlines():

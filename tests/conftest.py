@@ -324,12 +324,14 @@ def start_service(
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / "feed.toml", folder / "serve.log"
     path.write_text(config)
+    # What one that is killed leaves behind lies in the test's folder.
+    ours = {"PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*program, "serve", "--config", str(path)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1", **(environment or {})},
+            env={**os.environ, **ours, **(environment or {})},
         )
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
