@@ -5,10 +5,12 @@ MODEL_EXAMPLES says how many orders are tried, 100 unless given.
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis.errors import FlakyFailure
 
 from app.catalog import ahead
 from app.catalog.bookmarks import Bookmark, Bookmarks, Page
@@ -27,6 +29,7 @@ from tests.model import (
     Moved,
     Operations,
     Repeated,
+    Violation,
     Walks,
     World,
     run,
@@ -172,6 +175,14 @@ class CountedOperations(Operations):
     counted_pages_are_wrong = False
 
 
+@contextmanager
+def finds(*promises: type[Violation]) -> Iterator[None]:
+    """A search that must come to a broken promise; where requests meet, the same steps may not break it once more."""
+    with pytest.raises((*promises, FlakyFailure)) as failed:
+        yield
+    assert not isinstance(failed.value, FlakyFailure) or failed.group_contains(promises)
+
+
 @pytest.mark.parametrize(
     ("machine", "bookmarks"),
     [
@@ -182,19 +193,19 @@ class CountedOperations(Operations):
     ],
 )
 def test_items_are_lost(world: World, machine: type[Walks], bookmarks: type[Bookmarks]) -> None:
-    with pytest.raises(Lost):
+    with finds(Lost):
         run(machine, world, bookmarks, examples=1000, derandomize=True, shrink=False)
 
 
 def test_items_of_before_the_walk_are_served_where_a_page_read_ahead_is_good_for_anyone(world: World) -> None:
-    with pytest.raises((Lost, Malformed)):
+    with finds(Lost, Malformed):
         run(Disturbances, world, Unnumbered, examples=1000, derandomize=True, shrink=False)
 
 
 def test_items_are_sent_twice_where_bookmarks_never_become_past(world: World) -> None:
     """It loses nothing. But an importer that is alone, asks for nothing twice and finishes every walk gets items of
     the walk before again, and the guard's number, offset + items of the last page, is higher than what it was sent."""
-    with pytest.raises(Repeated):
+    with finds(Repeated):
         run(Alone, world, NeverPast, examples=1000, derandomize=True, shrink=False)
 
 
