@@ -208,6 +208,11 @@ class Answer:
                 size += len(body)
                 pending += len(batch.items)
                 self.tally.encode += self._lap()
+                if self._wanted.after is not None and size >= CHUNK_BYTES and turning is None:
+                    # Its Link is a header, to which nothing can be added later: it leads on from here.
+                    turning = asyncio.create_task(self._turn(start, batch.position, of_walk=of_walk))
+                    stack.push_async_callback(_settled, turning)
+                    break
             await (turning or self._turn(start, None, of_walk=of_walk))
             self.tally.bookmark += self._lap()
         pieces.append(framing.closing)

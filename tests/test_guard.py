@@ -125,6 +125,22 @@ def test_what_was_accepted_covers_no_further_shrink(
     assert held_back(service.get("/dk/customers"))
 
 
+def test_what_deltas_bring_after_an_accepted_shrink_is_part_of_the_measure(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("delete from dk.customers where id > 10")
+    assert held_back(service.get("/dk/customers"))
+    assert accept(config, "dk", "customers").returncode == 0
+    database.execute("insert into dk.customers (id) select generate_series(11, 90)")
+    assert len(service.get("/dk/customers?modified_after=1").lines) == 80
+    database.execute("delete from dk.customers where id > 8")
+    refused = service.get("/dk/customers")
+    assert held_back(refused)
+    assert "it had 90 since 10 were accepted" in refused.json["detail"]
+
+
 def test_what_is_accepted_is_what_was_said(database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path) -> None:
     """An operator reads of 70 items; before he says that they are right, the table is emptied to be filled again."""
     service, config = own_service(database, clerk, serve, tmp_path)
@@ -156,8 +172,10 @@ def test_accept_shrink_says_what_is_wrong(database: Database, clerk: FakeClerk, 
 
 def own_service(database: Database, clerk: FakeClerk, serve: Serve, folder: Path) -> tuple[Running, Path]:
     database.execute("create schema dk")
-    database.execute("create table dk.customers (id int primary key, email text default 'e')")
-    database.execute("insert into dk.customers select generate_series(1, 100)")
+    database.execute(
+        "create table dk.customers (id int primary key, email text default 'e', modified_at timestamptz default now())"
+    )
+    database.execute("insert into dk.customers select generate_series(1, 100), 'e', '2020-01-01'")
     text = base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n'
     config = folder / "accept.toml"
     config.write_text(text)
@@ -214,6 +232,23 @@ def test_the_measure_outlives_the_history(database: Database, clerk: FakeClerk, 
     service.stop()
     again = serve(base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n')
     eventually(lambda: database.value("select count(*) from clerk_feed.walk") == 1)
+    assert held_back(again.get("/dk/customers"))
+
+
+def test_so_does_what_deltas_have_brought(database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path) -> None:
+    service, _ = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("insert into dk.customers (id) select generate_series(101, 1000)")
+    assert len(service.get("/dk/customers?modified_after=1").lines) == 900
+    database.execute("update dk.customers set modified_at = '2020-01-01'")
+    assert service.get("/dk/customers?modified_after=1").lines == []
+    days = "started = started - interval '{0} days', last_page = last_page - interval '{0} days'"
+    database.execute(f"update clerk_feed.walk set {days.format(31)}")
+    database.execute(f"update clerk_feed.walk set {days.format(1)} where not incremental")
+    service.stop()
+    again = serve(base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n')
+    eventually(lambda: database.value("select count(*) from clerk_feed.walk") == 2)  # that of none is swept
+    database.execute("delete from dk.customers where id > 90")
     assert held_back(again.get("/dk/customers"))
 
 

@@ -67,6 +67,44 @@ def test_a_repeated_id_across_an_edge_among_invalid_rows_is_reported(shop: Shop)
     assert (event["examples"], event["skipped"]) == ([11], True)
 
 
+def priced(shop: Shop, ids: str, *prices: float | None) -> None:
+    """A feed of products joined with their prices: a row for each of both."""
+    shop.execute(
+        f"create table {{s}}.joined as select i as id, p as price from ({ids}) as n (i), unnest($1::float8[]) as p",
+        list(prices),
+    )
+    shop.execute("create index on {s}.joined (id)")
+    shop.execute(
+        "create view {s}.products as select *, 'n' as name, 'd' as description, 'i' as image, 'u' as url,"
+        " array[1] as categories, now() as created_at, timestamptz '2200-01-01' as modified_at from {s}.joined"
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"modified_after": "24"}], ids=["full", "delta"])
+@pytest.mark.parametrize("limit", [10, 150], ids=["small pages", "common way"])
+@pytest.mark.parametrize("others", [[], [3], [2, 3]], ids=["alone", "beside one", "beside two"])
+def test_a_valid_row_behind_an_invalid_one_of_its_id_is_served(
+    shop: Shop, others: list[int], limit: int, more: dict[str, str]
+) -> None:
+    """One of its two prices is missing, where a page or a statement ends."""
+    priced(shop, "select generate_series(1, 400)", 1)
+    shop.execute("update {s}.joined set price = null where id = any($1::int[])", [limit + 1, *others])
+    shop.execute("insert into {s}.joined values ($1, 1)", limit + 1)
+    assert len(shop.items("products")) == 400 - len(others)
+    assert ids(shop.walk("products", limit, **more)) == [id for id in range(1, 401) if id not in others]
+
+
+@pytest.mark.parametrize("rows", [30, 5000], ids=["more than a page", "more than a batch"])
+def test_invalid_rows_of_one_id_are_passed_by_however_many_they_are(shop: Shop, rows: int) -> None:
+    priced(shop, "values (1), (3)", 1)
+    shop.execute("insert into {s}.joined select 2, null from generate_series(1, $1::int)", rows)
+    assert ids(shop.items("products")) == [1, 3]
+    assert ids(shop.walk("products", 2)) == [1, 3]
+    shop.execute("insert into {s}.joined values (2, 1)")
+    assert ids(shop.items("products")) == [1, 2, 3]
+    assert ids(shop.walk("products", 2)) == [1, 2, 3]
+
+
 def test_a_repeated_id_across_the_edge_of_a_delta_is_reported(shop: Shop) -> None:
     people(shop, "select generate_series(1, 20) union all select 10", more=", timestamptz '2100-01-01' as modified_at")
     assert ids(shop.walk("customers", 10, modified_after="24")) == list(range(1, 21))

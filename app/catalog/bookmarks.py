@@ -529,15 +529,20 @@ where id = $1
 """
 
 _SWEEP = f"""
-with walks as (
-  delete from clerk_feed.walk
+with last as (
+  select distinct on (store, feed) id, store, feed, last_page
+  from clerk_feed.walk
+  where ended = 'finished' and not incremental
+  order by store, feed, last_page desc, id desc
+), walks as (
+  delete from clerk_feed.walk as w
   where started < now() - interval '{WALKS_KEPT_DAYS} days'
-    -- The guard measures by the last full walk that finished, however long ago that was.
-    and id not in (
-      select distinct on (store, feed) id
-      from clerk_feed.walk
-      where ended = 'finished' and not incremental
-      order by store, feed, last_page desc, id desc
+    -- The guard measures by the last full walk that finished, however long ago that was, and by what deltas brought
+    -- since then.
+    and id not in (select id from last)
+    and not (
+      incremental and items > 0
+      and exists (select from last where last.store = w.store and last.feed = w.feed and last.last_page < w.last_page)
     )
 )
 delete from clerk_feed.bookmark where written < now() - interval '{KEPT_HOURS} hours'

@@ -82,7 +82,7 @@ class Guard:
         elif measure is None:
             detail = f"{source.feed} of {store.name}: all {invalid} rows lack required attributes."
         else:
-            detail = f"{source.feed} of {store.name} would end with {items} items; {_before(last, most)}."
+            detail = f"{source.feed} of {store.name} would end with {items} items; {_before(known)}."
         if writes:
             await connection.execute(_HELD_BACK, store.name, source.feed, ending.walk, items, ending.invalid)
         self._emit(WalkHeldBack(store=store.name, feed=source.feed, walk=ending.walk, items=items, last=most or last))
@@ -151,7 +151,7 @@ class Guard:
         if writes:
             await connection.execute(_HELD_BACK, store.name, feed, None, items, 0)
         self._emit(WalkHeldBack(store=store.name, feed=feed, walk=None, items=items, last=most or last))
-        raise _held_back(store, feed, items, f"{feed} of {store.name} {what}; {_before(last, most)}.")
+        raise _held_back(store, feed, items, f"{feed} of {store.name} {what}; {_before(known)}.")
 
     async def _counted(self, connection: Any, source: Source, counting: str) -> int:
         try:
@@ -192,12 +192,17 @@ def _held_back(store: Store, feed: FeedName, items: int, detail: str) -> Refusal
 
 def _measure(last: int | None, most: int | None, accepted: int | None) -> int | None:
     """How many items a walk that ends now is held against; `accepted` is None once a walk has finished after it."""
-    if accepted is None:
-        return most if last is None or (most is not None and most > last) else last
-    return accepted if last is None else min(last, accepted)
+    if accepted is not None:
+        last = accepted if last is None else min(last, accepted)
+    return most if last is None or (most is not None and most > last) else last
 
 
-def _before(last: int | None, most: int | None) -> str:
+def _before(known: Any) -> str:
+    last, most, accepted = known["last"], known["most"], known["accepted"]
+    if accepted is not None:
+        return (
+            f"it had {most} since {accepted} were accepted" if (most or 0) > accepted else f"{accepted} were accepted"
+        )
     if most is None or last is None or most <= last:
         return f"the last full walk that finished had {last if last is not None else 0}"
     return f"within 24 hours, or since the last full walk, it had {most}"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import asyncpg
@@ -155,9 +156,10 @@ class Reader:
         """The source as it is now. Raises Refusal where the span can't be gone on with."""
         self._emit(SourceChanged(store=store.name, feed=source.feed, cause=type(error).__name__))
         found = await self._sources.again(store, source.feed)
-        if found.key != source.key and part.after is not None:
+        if part.after is not None and (found.key != source.key or (part.dated_key and found.zoned != source.zoned)):
             # The order is another one: whatever lies before this place there would be lost.
-            raise key_changed(found, f"{source.key.kind} of {found.relation}", found.order) from error
+            before, now = (_order(one, part) for one in (source, found))
+            raise key_changed(found, before, now) from error
         if span.since is not None and not found.has_modified_at:
             raise self._failed(found, part, error) from error
         return found
@@ -171,7 +173,7 @@ class Reader:
                 async for chunk in chunks:
                     yield chunk
             return
-        async with aclosing(self._rows(pool, source, part, left, interrupted=interrupted)) as found:
+        async with aclosing(self._rows(pool, store, source, part, left, interrupted=interrupted)) as found:
             async for rows in found:
                 batch, part = self._sorted(store, source, rows, part, left)
                 if left is not None:
@@ -233,9 +235,10 @@ class Reader:
             raise RelationChangedError(f"the type of {source.relation}'s id")
         items = source.encoder.items(rows if not part.dated_key else [row[:-1] for row in rows])
         beyond = None
-        if left is not None and len(items.valid) > left:
+        if left is not None and len(items.valid) >= left:
+            # Behind the last one that is sent: an invalid row there may share its id with a valid one.
             end = items.rows_of(left)
-            rows, beyond = rows[:end], rows[end]
+            rows, beyond = rows[:end], rows[end] if end < len(rows) else None
             items = items.first(left)
         # Of one id dated differently each is behind the other's edge: none is skipped.
         at_edge = beyond is not None and (not part.dated_key or beyond[-1] == rows[-1][-1])
@@ -249,9 +252,10 @@ class Reader:
                     ITEM_INVALID,
                     f"The item with id {first.id!r} of {source.feed} lacks {', '.join(first.missing)}.",
                 )
-        position = part.position(rows)
-        batch = Batch(items.valid, items.invalid, position, source, beyond is not None, repeated)
-        return batch, part.behind(rows)
+        # A batch goes on in the middle of an id as well, where rows have it by the thousand.
+        repeated = repeated or part.position(rows[:1]) == part.after
+        batch = Batch(items.valid, items.invalid, part.position(rows), source, beyond is not None, repeated)
+        return batch, _behind(source, part, rows)
 
     async def _look_at_edge(self, pool: Pool, source: Source, part: Part) -> None:
         """Report the last id where another row has it: reading goes on behind it. A failure is nobody's loss."""
@@ -264,7 +268,7 @@ class Reader:
                 report_repeated(self._emit, source, [(True, *rows[0])], (True, *rows[1]))
 
     async def _rows(
-        self, pool: Pool, source: Source, part: Part, left: int | None, *, interrupted: bool
+        self, pool: Pool, store: Store, source: Source, part: Part, left: int | None, *, interrupted: bool
     ) -> AsyncGenerator[Sequence[Any], None]:
         """The rows of a part from its position on, in non-empty lists, until there are no more.
 
@@ -275,6 +279,7 @@ class Reader:
         looked_again = False
         second, was_late = SecondLook(source), False
         while True:
+            await self._require_unchanged(store, source)
             if interrupted and not looked_again and part.after is not None:
                 await self._look_at_edge(pool, source, part)
             interrupted = True
@@ -287,7 +292,7 @@ class Reader:
                     continue
                 if page:
                     count = len(page)
-                    part = part.behind(page)
+                    part = _behind(source, part, page)
                     yield page
             else:
                 sql, arguments = statement(source, part, run if limit is None else limit + 1)
@@ -302,7 +307,7 @@ class Reader:
                             rows = None
                             break
                         count += len(rows)
-                        part = part.behind(rows)
+                        part = _behind(source, part, rows)
                         yield rows
                     ended = rows is not None and (count <= limit if limit is not None else run is None or count < run)
                 finally:
@@ -316,6 +321,12 @@ class Reader:
                 looked_again = True
             if limit is not None:
                 limit = max(limit - count, 0) or BATCH_ROWS
+
+    async def _require_unchanged(self, store: Store, source: Source) -> None:
+        """Raise RelationChangedError where statements would go on in another order, and none of them would fail."""
+        now = await self._sources.of(store, source.feed)
+        if now is not source and _way_of(now) != _way_of(source):
+            raise RelationChangedError(str(source.relation))
 
     async def _at_once(self, pool: Pool, source: Source, part: Part, limit: int) -> tuple[Sequence[Any], bool]:
         """The rows of a page in one statement, one more than it needs, and whether they are the last."""
@@ -353,6 +364,25 @@ class Reader:
             f"Reading {source.feed} of {source.store} {behind} failed with SQLSTATE"
             f" {getattr(error, 'sqlstate', None)}.",
         )
+
+
+def _behind(source: Source, part: Part, rows: Sequence[Any]) -> Part:
+    """What is left of a part after these rows. Where the last one is invalid, another one of its id may be valid."""
+    rest, last = part.behind(rows), rows[-1]
+    if last[0] or rest.after == part.after:  # looked for once, those of an id are passed by
+        return rest
+    alike = [row[:-1] if part.dated_key else row for row in takewhile(lambda row: row[1] == last[1], reversed(rows))]
+    return rest if source.encoder.items(alike).valid else msgspec.structs.replace(rest, with_ties=True)
+
+
+def _way_of(source: Source) -> tuple[Any, ...]:
+    """What decides how a source is read."""
+    return source.key, source.zoned, source.has_modified_at, source.partitions, source.looks_late
+
+
+def _order(source: Source, part: Part) -> str:
+    zone = "" if source.zoned or not part.dated_key else ", modified_at without a zone"
+    return f"{source.key.kind} of {source.relation}{zone}"
 
 
 async def _fetched(pool: Pool, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:

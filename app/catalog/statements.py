@@ -46,6 +46,8 @@ class Part(msgspec.Struct, frozen=True):
     since: float | None = None
     skip: int = 0
     from_client: bool = False
+    with_ties: bool = False
+    """Whether valid rows that share the place `after` are to come as well: the one read there was none."""
 
     @property
     def dated_key(self) -> bool:
@@ -53,7 +55,7 @@ class Part(msgspec.Struct, frozen=True):
 
     def behind(self, rows: Sequence[Any]) -> "Part":
         """What is left of the part after these rows."""
-        return msgspec.structs.replace(self, after=self.position(rows), skip=0)
+        return msgspec.structs.replace(self, after=self.position(rows), skip=0, with_ties=False)
 
     def position(self, rows: Sequence[Any]) -> Position:
         """Behind the last of these rows."""
@@ -117,15 +119,15 @@ class _Which:
         self.order = id if part.order == "key" else f's."modified_at", {id}'
         present = 's."id" is not null'
         if after is not None and after.modified_at is not None:
-            self.where = f"{self.beside('>', after)} and {present}"
+            self.where = f"{self._behind(part, after)} and {present}"
         elif part.order == "key":
-            self.where = self.beside(">", after) if after else present
+            self.where = self._behind(part, after) if after else present
         elif part.order == "undated":
-            self.where = 's."modified_at" is null and ' + (self.beside(">", after) if after else present)
+            self.where = 's."modified_at" is null and ' + (self._behind(part, after) if after else present)
         elif part.order == "dated":
             self.where = f"{self._recent(part.since)} and {present}"
         else:
-            undated = 's."modified_at" is null' + (f" and {self.beside('>', after)}" if after else "")
+            undated = 's."modified_at" is null' + (f" and {self._behind(part, after)}" if after else "")
             self.where = f"({undated} or {self._recent(part.since)}) and {present}"
             self.order = f's."modified_at" nulls first, {id}'
 
@@ -134,7 +136,12 @@ class _Which:
         self.arguments.append(value)
         return f"${len(self.arguments)}"
 
-    def beside(self, operator: Literal[">", "<="], of: Position) -> str:
+    def _behind(self, part: Part, after: Position) -> str:
+        behind = self.beside(">", after)
+        # The first condition is for the index.
+        return f"({self.beside('>=', after)} and ({behind} or {self._source.valid}))" if part.with_ties else behind
+
+    def beside(self, operator: Literal[">", ">=", "<="], of: Position) -> str:
         """The rows on one side of a place."""
         id, compared = self._source.key.column, self._source.key.compared(operator)
         key = f"{self.argument(_key_argument(self._source, of.key))}::{_key_cast(self._source)}"
