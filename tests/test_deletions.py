@@ -1,6 +1,7 @@
 """Deletions: what vanished reaches Clerk, whatever happens on the way, and nothing else does."""
 
 import asyncio
+import http.client
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -25,7 +27,7 @@ from app.protocol.feeds import FeedName
 from app.settings import FeedSettings, Secret, Store, replace
 from app.status.events import DeletionsFailed, DeletionsPushed, Event
 from tests.clerk import FakeClerk, error
-from tests.conftest import PRODUCTS, Database, Hosted, Loop, Serve, base_config, eventually
+from tests.conftest import PRODUCTS, TOKEN, Database, Hosted, Loop, Serve, base_config, eventually
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
 from tests.test_refresh import command
 
@@ -265,9 +267,88 @@ def test_a_batch_that_is_refused_is_narrowed_down_to_the_id_at_fault(outbox: Out
     assert [tuple(r) for r in row] == [("11", 1, "Clerk answered with an error of LogicalError")]
     for _ in range(6):
         outbox.push()
-    assert outbox.push() == Pushed()  # not for ever
+    assert outbox.push() == Pushed()  # but once a day
+    outbox.shop.execute("update clerk_feed.tombstone set refused_at = refused_at - interval '25 hours'")
+    assert outbox.push() == Pushed(refused=1)
+    assert outbox.push() == Pushed()
     outbox.clerk.deletes = None
     assert outbox.push(refused_too=True).deleted == 1
+
+
+UNWELL = {
+    "an error within": error("InternalError"),
+    "too busy": JSONResponse({"status": "error", "type": "ServiceUnavailable"}, 503),
+}
+
+
+@pytest.mark.parametrize("unwell", UNWELL)
+@pytest.mark.parametrize("again", [False, True], ids=["first", "due again"])
+def test_a_clerk_that_is_unwell_is_asked_until_it_says_ok(outbox: Outbox, unwell: str, again: bool) -> None:
+    """However often: nothing tells that an id is at fault."""
+    assert not again or outbox.shop.get("products?limit=60&offset=0").status == 200
+    outbox.lose(3)
+    if again:
+        assert outbox.push().deleted == 1
+        outbox.shop.get("products?limit=60&offset=60")  # the sync has put it back
+    outbox.answers(then=UNWELL[unwell])
+    for _ in range(7):
+        with pytest.raises(PushError, match="it has accepted nothing else"):
+            outbox.push()
+    outbox.answers()
+    assert outbox.push() == Pushed(deleted=1)
+
+
+def test_an_id_that_clerk_breaks_at_holds_up_no_other(outbox: Outbox) -> None:
+    outbox.lose(*range(1, 9))
+
+    async def deletes(feed: str, ids: list[Any]) -> Response:
+        return error("InternalError") if 2 in ids else OK
+
+    outbox.clerk.deletes = deletes
+    assert outbox.push() == Pushed(deleted=7, refused=1)
+    with pytest.raises(PushError, match="InternalError, and it has accepted nothing else"):
+        outbox.push()
+
+
+def test_a_second_call_that_clerk_refuses_is_seen_to_wait(outbox: Outbox) -> None:
+    assert outbox.shop.get("products?limit=60&offset=0").status == 200
+    outbox.lose(3)
+    assert outbox.push().deleted == 1
+    outbox.shop.get("products?limit=60&offset=60")
+    outbox.answers(then=error("LogicalError"))
+    assert outbox.push() == Pushed(refused=1)
+    assert outbox.to_send() == 1
+
+
+def test_a_deletion_that_clerk_does_not_know_of_is_not_forgotten(outbox: Outbox) -> None:
+    """Neither by a call nor by a sync: the private key was wrong for a month."""
+    shop = outbox.shop
+    ago = "vanished = vanished - interval '31 days'"
+    outbox.lose(3)
+    shop.execute(f"update clerk_feed.tombstone set {ago} where store = '{{s}}'")
+    shop.refresh()
+    assert outbox.to_send() == 1
+    assert len(shop.items("products")) == 99
+    shop.refresh()
+    assert outbox.to_send() == 0
+
+
+def test_a_sync_is_under_way_from_its_first_request_on(outbox: Outbox) -> None:
+    shop = outbox.shop
+    shop.execute("update {s}.products set description = repeat('x', 1000000) where id <= 60")
+    shop.refresh()
+    shop.items("products")  # now their sizes are known
+    url = urlsplit(shop.service.url)
+    with closing(http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)) as connection:
+        target = f"/{shop.name}/products?limit=55&offset=0"
+        connection.request("GET", target, headers={"X-Clerk-Authorization": f"Bearer {TOKEN}"})
+        answer = connection.getresponse()
+        assert b'"id":3,' in answer.read(4_000_000)
+        outbox.lose(3)
+        assert outbox.push().deleted == 1
+        assert answer.read()
+    assert len(shop.get("products?limit=55&offset=55").lines) == 45
+    assert outbox.push().deleted == 1
 
 
 def test_a_request_too_long_for_a_proxy_is_halved(outbox: Outbox) -> None:

@@ -415,6 +415,22 @@ def names_since(service: Running, since: float) -> dict[int, str]:
     return {item["id"]: item["name"] for item in service.get(f"/dk/products?modified_after={int(since)}").lines}
 
 
+def test_what_another_history_has_told_clerk_is_told_anew(toggled: Toggled) -> None:
+    """An item was deleted, at Clerk too; then a standby took over, or a dump, that knows nothing of it."""
+    service = toggled.start(toggled.rendered)
+    toggled.refresh()
+    toggled.hours_pass(12)
+    synced = time.time()
+    assert set(names_since(service, synced - 7200)) == set()
+    toggled.database.execute("update clerk_feed.refresh set timeline = 'another'")
+    everything = set(range(1, 51))
+    assert set(names_since(service, synced)) == everything
+    toggled.refresh()
+    assert set(names_since(service, synced)) == everything
+    toggled.hours_pass(2)
+    assert set(names_since(service, time.time())) == set()
+
+
 def test_what_was_changed_and_changed_back_while_unrendered_is_in_the_next_delta(toggled: Toggled) -> None:
     service = toggled.start(toggled.rendered)
     toggled.refresh()

@@ -72,7 +72,7 @@ class Page(msgspec.Struct, frozen=True):
     """How many items the feed has, at its end."""
     caller: str = ""
     seconds: float = 0.0
-    """How long ago a walk of one answer began."""
+    """How long ago it was asked for."""
     incremental: bool = False
     """Whether only what changed was read, which modified_after alone does not say."""
     repeated: bool = False
@@ -180,6 +180,7 @@ class Bookmarks:
                 page.incremental,
                 page.repeated or (start is not None and start.repeated),
                 start is None or start.led,
+                page.seconds,
             )
         )
         return row["walk"], row["id"]
@@ -473,8 +474,12 @@ with {
   where id = $10 and (w.ended is distinct from 'finished' or $14::text is null) and {NOTED}
   returning id
 ), begun as (
-  insert into clerk_feed.walk (store, feed, incremental, pages, items, invalid, ended, final_items, caller, ambiguous)
-  select $1, $2, $18, 1, $11, $12, $14::text, $15::int8, $16, $13 where not exists (select from gone_on)
+  -- It is under way since its first page was asked for: what is deleted at Clerk meanwhile may be on it.
+  insert into clerk_feed.walk
+    (store, feed, incremental, pages, items, invalid, ended, final_items, caller, ambiguous, started)
+  select
+    $1, $2, $18, 1, $11, $12, $14::text, $15::int8, $16, $13, now() - make_interval(secs => $21::float8)
+  where not exists (select from gone_on)
   returning id
 )
 insert into clerk_feed.bookmark

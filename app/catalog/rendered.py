@@ -726,15 +726,24 @@ insert into clerk_feed.refresh (rendered, started, outcome, detail, items, most,
 values ($1, $2::text::timestamptz, $3, $4, $5, $6, $7)
 """
 
-# What no measure, no delta and no walk needs any more.
+# What no measure, no delta and no walk needs any more. A deletion is needed until Clerk knows of it.
 _SWEEP = f"""
 with refreshes as (
   delete from clerk_feed.refresh
   where rendered = $1 and finished < now() - interval '{KEPT_DAYS} days'
     and id < (select max(id) from clerk_feed.refresh where rendered = $1 and outcome = 'done')
 )
-delete from clerk_feed.tombstone
-where store = $2 and feed = $3 and vanished < now() - interval '{KEPT_DAYS} days'
+delete from clerk_feed.tombstone as t
+where t.store = $2 and t.feed = $3 and t.vanished < now() - interval '{KEPT_DAYS} days'
+  and (
+    t.pushed is not null
+    or exists (
+      -- Clerk has seen for itself that they are gone.
+      select
+      from clerk_feed.walk as w
+      where w.store = $2 and w.feed = $3 and not w.incremental and w.ended = 'finished' and w.started > t.vanished
+    )
+  )
 """  # noqa: S608 (a number of ours)
 
 _OLD_TABLES = """
@@ -823,7 +832,9 @@ with buried as (
   select $2, $3, o.id::text, ({json_id})::json, $1::text::timestamptz
   from {old} as o
   where o.doc is not null
-    and not exists (select from {table} as t where t.id::text collate "C" = o.id::text collate "C")
+    and not exists (
+      select from {table} as t where t.id::text collate "C" = o.id::text collate "C" and t.doc is not null
+    )
   returning 1
 )
 select count(*) from buried

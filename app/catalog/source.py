@@ -558,7 +558,12 @@ async def _missing(connection: Any, relation: Relation, feed: FeedName) -> Refus
 
 
 _CHANGED_SINCE = """s."modified_at" > coalesce(
-  (select max(f.stamp) from clerk_feed.refresh as f where f.rendered = {number} and f.visible < {since}), '-infinity'
+  (
+    select max(f.stamp)
+    from clerk_feed.refresh as f
+    where f.rendered = {number} and f.visible < {since} and f.timeline = (select clerk_feed.timeline())
+  ),
+  '-infinity'
 )"""
 
 _ITEMS = """

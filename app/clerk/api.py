@@ -94,7 +94,8 @@ class ClerkApi:
             raise ClerkDeniedError("Clerk does not accept public_key and private_key together")
         if status >= 500 and answer.get("status") != "error":
             raise ClerkUnreachableError(f"HTTP status {status}")
-        raise ClerkRefusedError(f"Clerk answered with an error of {kind}", passing=kind == "InternalError")
+        passing = kind == "InternalError" or status >= 500
+        raise ClerkRefusedError(f"Clerk answered with an error of {kind}", passing=passing)
 
     async def _call(self, method: str, url: str, **parts: Any) -> tuple[dict[str, Any], int]:
         """The JSON object and the HTTP status of an answer."""

@@ -29,10 +29,10 @@ _AT_ONCE = 10_000
 _LONGEST_WAIT = 60.0
 """Whoever asks us to wait longer is asked again another time."""
 _REFUSED_IN_A_ROW = 5
-"""So many ids refused one by one, and none accepted: it is not the ids."""
+"""So many ids refused one by one, and none accepted between them: it is not the ids."""
 _ANY_REFUSALS = 2**31 - 1
 _REFUSALS = 5
-"""Pushes in which Clerk refused an id by itself, before it is only sent by hand."""
+"""Pushes in which Clerk refused an id by itself, before it is only sent once a day, or by hand."""
 
 Connect = Callable[[], Awaitable[Any]]
 
@@ -98,6 +98,7 @@ class Deletions:
                     await push.send(batch)
                 if len(due) < _AT_ONCE or done.deleted + done.refused == before:
                     break
+            push.require_no_doubt()
         except PushError as error:
             self._emit(DeletionsFailed(store=store.name, feed=feed, cause=str(error)))
             raise
@@ -131,6 +132,10 @@ class _Push:
         self._id: int = state["id"]
         self._done = done
         self._refused_in_a_row = 0
+        self._is_well = False
+        """Whether Clerk has accepted something in this push, or refused it for good."""
+        self._doubted: list[tuple[list[str], str]] = []
+        """Ids that were refused, and why, where it may be Clerk's own trouble."""
 
     async def due(self, refusals: int) -> list[str]:
         """Some ids that are due, but for those refused so many times."""
@@ -142,15 +147,17 @@ class _Push:
         """Send a batch, halved where Clerk refuses it, down to the ids at fault."""
         try:
             await self._patiently(items)
+            await self._note_refused()
         except ClerkRefusedError as refusal:
             if len(items) > 1:
                 middle = len(items) // 2
                 await self.send(items[:middle])
                 await self.send(items[middle:])
                 return
-            async with self._connection.transaction():
-                await self._connection.execute(_REFUSED, self._store.name, self._feed, items, str(refusal))
-            self._done.refused += 1
+            self._doubted.append((items, str(refusal)))
+            if not refusal.passing:
+                self._is_well = True
+            await self._note_refused()
             self._refused_in_a_row += 1
             if self._refused_in_a_row >= _REFUSED_IN_A_ROW:
                 raise PushError(f"{refusal}, whatever the id; the rest waits") from refusal
@@ -158,6 +165,20 @@ class _Push:
             raise PushError(f"{error}; check both in feed.toml") from error
         except ClerkUnreachableError as error:
             raise PushError(f"Clerk could not be asked: {error}") from error
+
+    async def _note_refused(self) -> None:
+        """Count what was refused, once it is known that it is not Clerk which is unwell."""
+        while self._is_well and self._doubted:
+            items, refusal = self._doubted[0]
+            async with self._connection.transaction():
+                await self._connection.execute(_REFUSED, self._store.name, self._feed, items, refusal)
+            del self._doubted[0]
+            self._done.refused += 1
+
+    def require_no_doubt(self) -> None:
+        """Raises PushError where it can't be told whether Clerk is unwell or an id is at fault."""
+        if self._doubted:
+            raise PushError(f"{self._doubted[0][1]}, and it has accepted nothing else; it will be tried again")
 
     async def _patiently(self, items: list[str]) -> None:
         import stamina  # noqa: PLC0415 (most services delete nothing, and are ready sooner)
@@ -198,6 +219,7 @@ class _Push:
                 await self._clerk.delete(self._api_url, self._feed, ids, **keys)
                 await connection.execute(_PUSHED, *place, [row["item"] for row in due], began)
                 self._refused_in_a_row = 0
+                self._is_well = True
             await connection.execute("commit")
         except BaseException:
             if not connection.is_closed():
@@ -285,7 +307,7 @@ _IS_DUE = """(
 _DUE = f"""
 select t.item
 from clerk_feed.tombstone as t
-where t.store = $1 and t.feed = $2 and t.refusals < $3 and {_IS_DUE}
+where t.store = $1 and t.feed = $2 and (t.refusals < $3 or t.refused_at < now() - interval '1 day') and {_IS_DUE}
 group by t.item
 order by min(t.id)
 limit $4
@@ -316,7 +338,7 @@ where store = $1 and feed = $2 and item = any($3::text[])
 """
 
 _REFUSED = """
-update clerk_feed.tombstone set refusals = refusals + 1, refused = $4
+update clerk_feed.tombstone set refusals = refusals + 1, refused = $4, refused_at = clock_timestamp()
 where store = $1 and feed = $2 and item = any($3::text[])
 """
 
