@@ -102,7 +102,7 @@ class Bookmarks:
 
         Raises Refusal when the database stays away, and where the walk can't go on.
         """
-        order = _order(source, incremental=incremental)
+        order = source.order_of(incremental=incremental)
         place = (source.store, source.feed, incremental, offset, order, limit)
         find = _FIND.format(key=ordered_key(source))
         row = await self._patiently(lambda connection: connection.fetchrow(find, *place))
@@ -166,7 +166,7 @@ class Bookmarks:
                 page.offset,
                 page.offset + page.limit,
                 reached.key if reached else None,
-                _order(source, incremental=incremental),
+                source.order_of(incremental=incremental),
                 reached.modified_at if reached else None,
                 start.id if start else None,
                 start.walk if start else begun.walk if begun else None,
@@ -190,7 +190,7 @@ class Bookmarks:
 
         async def mark(connection: Any) -> None:
             async with connection.transaction():
-                feed, order = (source.store, source.feed, incremental), _order(source, incremental=incremental)
+                feed, order = (source.store, source.feed, incremental), source.order_of(incremental=incremental)
                 ended = (page.offset, page.offset + page.limit, start.pages)
                 shared = await connection.fetchval(_NOTE_END, *feed, *ended)
                 used = await connection.fetchrow(_USE, *feed, start.id, shared)
@@ -269,17 +269,6 @@ async def end_walks(connection: Any, stores: list[str], feeds: list[str]) -> lis
         await connection.execute(_LOCK_ASKED, stores, feeds)
         rows = await connection.fetch(_END_WALKS, stores, feeds)
     return [(row["store"], row["feed"]) for row in rows]
-
-
-def _order(source: Source, *, incremental: bool) -> str:
-    """What a walk goes by. An incremental one goes by modified_at as it is, or without one by the id alone."""
-    if not incremental or (source.has_modified_at and source.zoned):
-        return source.order
-    return (
-        f"{source.order}, modified_at without a zone"
-        if source.has_modified_at
-        else f"{source.order} without modified_at"
-    )
 
 
 RANK = "case when c.over then 'past' when c.late then 'old' else 'current' end"

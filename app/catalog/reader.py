@@ -158,7 +158,7 @@ class Reader:
         found = await self._sources.again(store, source.feed)
         if part.after is not None and (found.key != source.key or (part.dated_key and found.zoned != source.zoned)):
             # The order is another one: whatever lies before this place there would be lost.
-            before, now = (_order(one, part) for one in (source, found))
+            before, now = (one.order_of(incremental=part.dated_key) for one in (source, found))
             raise key_changed(found, before, now) from error
         if span.since is not None and not found.has_modified_at:
             raise self._failed(found, part, error) from error
@@ -378,11 +378,6 @@ def _behind(source: Source, part: Part, rows: Sequence[Any]) -> Part:
 def _way_of(source: Source) -> tuple[Any, ...]:
     """What decides how a source is read."""
     return source.key, source.zoned, source.has_modified_at, source.partitions, source.looks_late
-
-
-def _order(source: Source, part: Part) -> str:
-    zone = "" if source.zoned or not part.dated_key else ", modified_at without a zone"
-    return f"{source.key.kind} of {source.relation}{zone}"
 
 
 async def _fetched(pool: Pool, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:

@@ -177,9 +177,17 @@ class Source(msgspec.Struct, frozen=True):
         """What its walks go by. Where it is another one, bookmarks lead nowhere."""
         return f"{self.key.kind} of {self.relation}"
 
+    def order_of(self, *, incremental: bool) -> str:
+        """The same of either kind: an incremental walk goes by modified_at as it is, or without one by the id alone."""
+        if not incremental or (self.has_modified_at and self.zoned):
+            return self.order
+        return (
+            f"{self.order}, modified_at without a zone" if self.has_modified_at else f"{self.order} without modified_at"
+        )
+
     @property
     def order_digest(self) -> str:
-        """The same, short, for who carries it along."""
+        """That of full walks, short, for who carries it along."""
         return hashlib.blake2s(self.order.encode(), digest_size=4).hexdigest()
 
     @property
