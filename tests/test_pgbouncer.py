@@ -16,8 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from app.catalog.rendered import connection_for_refresh
 from tests.clerk import FakeClerk
-from tests.conftest import PRODUCTS, Database, Hosted, Running, Serve, base_config, eventually
+from tests.conftest import PRODUCTS, Database, Hosted, Loop, Running, Serve, base_config, eventually
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 if PROGRAM is None:
@@ -151,3 +152,17 @@ def test_settings_are_those_of_a_transaction_and_do_not_leak(
         " where locktype = 'advisory' and granted and datname = current_database()"
     )
     assert held[0]["count"] == 0
+
+
+def test_a_refresh_notices_that_the_other_machine_is_gone(bouncer: str, loop: Loop) -> None:
+    """The only connection without a deadline; asyncpg keeps none alive by itself."""
+
+    async def kept_alive() -> bool:
+        connection = await connection_for_refresh(bouncer)
+        try:
+            line = connection._transport.get_extra_info("socket")  # noqa: SLF001
+            return bool(line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        finally:
+            connection.terminate()
+
+    assert loop.run(kept_alive())

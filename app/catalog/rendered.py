@@ -11,6 +11,7 @@ with none.
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -34,6 +35,8 @@ OUTBOX_LOCK = 0x636C6602
 """The same of the lock under which deletions are sent: no item comes back into the feed while Clerk deletes it."""
 
 KEPT_DAYS = 30
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
+"""Seconds, and milliseconds for the last; see tcp(7)."""
 _CONFLICTS = 5
 _MERGE_SINCE = 170_000
 """PostgreSQL 17 brought MERGE … WHEN NOT MATCHED BY SOURCE and its RETURNING."""
@@ -954,12 +957,25 @@ select id, attribute, reason from clerk_feed.invalid where store = $1 and feed =
 """
 
 
+def _keep_alive(connection: Any) -> None:
+    """Have the system notice within two minutes that the server's machine is gone: no answer would ever come."""
+    # asyncpg has no setting for it.
+    line = connection._transport.get_extra_info("socket")  # noqa: SLF001
+    if line is None or line.family == socket.AF_UNIX:
+        return
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):  # not on every system
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 async def connection_for_refresh(dsn: str) -> Any:
     """A connection without a deadline, which the server gives up within seconds when nobody holds it any more.
 
     Every statement on it stands in a transaction, so that PgBouncer may lend another server for the next one.
     """
     connection = await asyncpg.connect(dsn, timeout=10, command_timeout=None, statement_cache_size=0)
+    _keep_alive(connection)
     with suppress(asyncpg.PostgresError):  # not on every system
         await connection.execute("set client_connection_check_interval = '2s'")
     return connection
