@@ -17,7 +17,7 @@ test-long: $(VENV)/installed
 	MODEL_EXAMPLES=2000 $(BIN)/pytest -n auto tests/test_model.py
 
 # ITEMS=200000 for a quick look, JSON=FILE to keep the figures, PLOTS=DIR for the plots of README.md, and for a part
-# ONLY=walk|baseline|mapped|django|datasette|stream|small|start|rendered.
+# ONLY=walk|baseline|mapped|draft|django|datasette|stream|small|start|rendered.
 bench: $(VENV)/installed
 	@$(BIN)/python -m loadtests.bench $(if $(ITEMS),--items $(ITEMS)) $(if $(JSON),--json $(JSON)) $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(PLOTS),--plots $(PLOTS))

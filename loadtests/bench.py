@@ -26,7 +26,7 @@ from loadtests.processes import ProcessError, Target, clerk_feed, datasette, dja
 
 _COMPARED_PAGES = 50
 _FAR_PAGES = 10
-_NAMES = ("walk", "baseline", "mapped", "django", "datasette", "stream", "small", "start", "rendered")
+_NAMES = ("walk", "baseline", "mapped", "draft", "django", "datasette", "stream", "small", "start", "rendered")
 _STARTS = 5
 
 
@@ -120,6 +120,10 @@ def _run(
         "mapped": (
             "FastAPI + SQLAlchemy, mapped objects",
             lambda: fastapi_app(dsn, url, data_dir, path="/bench/products-mapped"),
+        ),
+        "draft": (
+            "FastAPI + SQLAlchemy, dicts without a model",
+            lambda: fastapi_app(dsn, url, data_dir, path="/bench/products-draft"),
         ),
         "django": ("Django REST framework", lambda: django_app(dsn, url, data_dir)),
         "datasette": (

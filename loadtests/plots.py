@@ -20,8 +20,8 @@ THEMES: tuple[Theme, ...] = ("light", "dark")
 _INK = {"light": "#1f2328", "dark": "#e6edf3"}
 _FAINT = {"light": "#d0d7de", "dark": "#30363d"}
 COLORS: dict[Theme, list[str]] = {
-    "light": ["#0969da", "#bf3989", "#9a6700", "#1a7f37", "#8250df"],
-    "dark": ["#58a6ff", "#f778ba", "#d29922", "#3fb950", "#bc8cff"],
+    "light": ["#0969da", "#bf3989", "#9a6700", "#1a7f37", "#8250df", "#57606a"],
+    "dark": ["#58a6ff", "#f778ba", "#d29922", "#3fb950", "#bc8cff", "#8b949e"],
 }
 
 

@@ -60,6 +60,7 @@ class Figures(msgspec.Struct, frozen=True):
     walk: Walk | None = None
     baseline: Baseline | None = None
     mapped: Baseline | None = None
+    draft: Baseline | None = None
     django: Baseline | None = None
     datasette: Baseline | None = None
     streams: tuple[Stream, ...] = ()
@@ -73,6 +74,7 @@ class Figures(msgspec.Struct, frozen=True):
         named = {
             "FastAPI + SQLAlchemy": self.baseline,
             "FastAPI + SQLAlchemy, mapped": self.mapped,
+            "FastAPI + SQLAlchemy, no model": self.draft,
             "Django REST framework": self.django,
             "Datasette, by key": self.datasette,
         }
@@ -82,8 +84,9 @@ class Figures(msgspec.Struct, frozen=True):
         goals = []
         walk, baseline = self.walk, self.baseline
         if walk and baseline:
-            mapped = self.mapped
-            near, far = (mapped.start, mapped.far) if mapped else (None, None)
+            others = {"mapped objects": self.mapped, "dicts without a model": self.draft}
+            near = {name: other.start for name, other in others.items() if other}
+            far = {name: other.far for name, other in others.items() if other}
             goals.append(_faster("from offset 0", walk.start, baseline.start, near, 10.0))
             goals.append(_faster(f"from offset {walk.far.offset:,}", walk.far, baseline.far, far, 120.0))
         if walk:
@@ -149,6 +152,7 @@ class Figures(msgspec.Struct, frozen=True):
             "walk": _data(self.walk),
             "baseline": _data(self.baseline),
             "mapped": _data(self.mapped),
+            "draft": _data(self.draft),
             "django": _data(self.django),
             "datasette": _data(self.datasette),
             "streams": [_data(stream) for stream in self.streams],
@@ -172,11 +176,11 @@ def _refresh_goals(rendered: Rendered) -> list[Goal]:
     ]  # fmt: skip
 
 
-def _faster(where: str, ours: Pages, baseline: Pages, mapped: Pages | None, target: float) -> Goal:
+def _faster(where: str, ours: Pages, baseline: Pages, slower: dict[str, Pages], target: float) -> Goal:
     alone = _ratio(ours.answered_items_per_second, baseline.answered_items_per_second)
     note = f"{alone:.1f}x by the answers alone"
-    if mapped:
-        note += f"; {_ratio(ours.items_per_second, mapped.items_per_second):.1f}x against mapped objects"
+    for name, other in slower.items():
+        note += f"; {_ratio(ours.items_per_second, other.items_per_second):.1f}x against {name}"
     speed = _ratio(ours.items_per_second, baseline.items_per_second)
     return Goal(f"items/s {where}, against the baseline", speed, target, "x", at_most=False, note=note)
 

@@ -43,7 +43,7 @@ def test_the_bench_compares_like_with_like(bench: tuple[str, dict[str, Any]]) ->
     assert figures["walk"]["complete"]
     assert figures["walk"]["whole"]["items"] == ITEMS
     assert [stream["items"] for stream in figures["streams"]] == [ITEMS] * 3
-    for name in ("baseline", "mapped", "django", "datasette"):
+    for name in ("baseline", "mapped", "draft", "django", "datasette"):
         assert figures[name]["same_items"], name
         assert figures[name]["start"]["items"] == ITEMS
         assert figures[name]["far"]["items"] == ITEMS - figures[name]["far"]["offset"]
