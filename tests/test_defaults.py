@@ -47,6 +47,21 @@ def test_a_default_of_the_database_is_not_ours(
     assert setting(loop, database, name) == ours
 
 
+def test_bookmarks_stay_durable_when_the_server_is_set_otherwise_later(loop: Loop, database: Database) -> None:
+    """A reload changes what sessions have not set themselves."""
+
+    async def ask() -> Any:
+        pool = await Pool.open(database.dsn, DatabaseSettings(pool_size=1), lambda event: None)
+        try:
+            async with pool.connection() as connection:
+                sql = "select source from pg_settings where name = 'synchronous_commit'"
+                return await connection.fetchval(sql)
+        finally:
+            await pool.close()
+
+    assert loop.run(ask()) == "session"
+
+
 def test_callers_of_one_feed_wait_together_while_the_database_is_away(loop: Loop, database: Database) -> None:
     """Not one after another, each with a patience of its own."""
     attempts = 0

@@ -70,6 +70,17 @@ def test_a_page_that_failed_is_passed_over(catalog: Shop) -> None:
     assert len(refused_at_its_end(catalog, "limit=50&", 50, start=150)) == 150
 
 
+def test_an_end_of_long_ago_is_nobodys(catalog: Shop) -> None:
+    """A sync stopped at its short last page; hours later the pages before that one are served by another database."""
+    catalog.execute("insert into {s}.products (id) select generate_series(1, 230)")
+    for offset in range(0, 250, 50):
+        assert catalog.items(f"products?limit=50&offset={offset}")
+    for moment in ("bookmark set written = written", "walk set last_page = last_page", "asked set asked = asked"):
+        catalog.execute(f"update clerk_feed.{moment} - interval '3 hours' where store = '{{s}}'")
+    catalog.execute("insert into {s}.products (id) select generate_series(-29, 0)")
+    problem(catalog.get("products?limit=50&offset=200"), 409, "offset-lost")
+
+
 def test_who_is_refused_begins_anew_and_comes_to_the_end(catalog: Shop) -> None:
     synced(catalog, 50, 200)
     refused_at_its_end(catalog, "", 50)

@@ -31,7 +31,7 @@ CLASHED = f"""exists (
 """Whether two pages of the feed were noted at the same moment within that time."""
 
 ASKED = f"""
-  select o.pages, {{offset}} in (o.at, o.written_by) and o.led as in_turn,
+  select o.pages, {{offset}} in (o.at, o.written_by) and o.led and o.asked > now() - {YOUNG} as in_turn,
     o.shared_until > now() or {_OUT_OF_TURN} or {CLASHED} as shared,
     o.failed_over > now() - {YOUNG}
       or (o.timeline <> clerk_feed.timeline() and o.asked > now() - {YOUNG}) as failed_over

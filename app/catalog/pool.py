@@ -284,7 +284,9 @@ def shuffled(dsn: str) -> str:
     return f"{named[1]}{','.join(hosts)}{named[3]}"
 
 
-_DURABLE = "select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'"
+_DURABLE = """
+select set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'local'), false)
+"""
 """A bookmark is durable before its page is sent, though the shop's own commits may not be."""
 
 NO_DEADLINE = """
