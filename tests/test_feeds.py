@@ -221,15 +221,6 @@ def test_json_is_not_re_encoded(typed: Shop) -> None:
     assert typed.get("customers").body == b'{"id":1,"email":"a","j":{"z":1.50, "a":1E5}}\n'
 
 
-def test_citext_is_served_as_text_and_is_a_key(shop: Shop) -> None:
-    if not shop.database.value("select count(*) from pg_available_extensions where name = 'citext'"):
-        pytest.skip("this PostgreSQL has no citext (the wheel carries no contrib); Debian's server has")
-    shop.execute("create extension if not exists citext")
-    shop.execute("create table {s}.customers (id citext primary key, email citext)")
-    shop.execute("insert into {s}.customers values ('b', 'X@Y'), ('A', 'z')")
-    assert shop.walk("customers", 1) == [{"id": "A", "email": "z"}, {"id": "b", "email": "X@Y"}]
-
-
 def test_citext_in_a_schema_of_its_own_is_a_key_and_is_served_as_text(shop: Shop) -> None:
     shop.execute(CITEXT)
     shop.execute("create table {s}.customers (id {s}.citext, email {s}.citext, also {s}.citext[])")

@@ -51,6 +51,16 @@ DEFINITIONS = {
         False,
         False,
     ),
+    "a policy that looks into partitions": (
+        (
+            "create table shop.seen (id bigint) partition by list (id);"
+            " create table shop.customers (id bigint, email text);"
+            " alter table shop.customers enable row level security;"
+            " create policy known on shop.customers using (id in (select s.id from shop.seen as s))"
+        ),
+        False,
+        True,
+    ),
     "a policy that calls a function": (
         (
             "create function shop.shown(text) returns boolean stable language plpgsql as $$ begin return true; end $$;"

@@ -293,18 +293,6 @@ def test_a_collation_made_anew_under_its_name_in_mid_walk_is_no_end(shop: Shop) 
     problem(shop.get("customers?limit=1&offset=1"), 500, "key-changed")
 
 
-def test_ids_of_a_nondeterministic_collation_are_walked(shop: Shop) -> None:
-    """There 'a' and 'A' may be equal, so that only one of them is an id."""
-    try:
-        shop.execute("create collation {s}.loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
-    except Exception as error:  # noqa: BLE001 (whatever it says, there is no such collation here)
-        pytest.skip(f"this PostgreSQL has no ICU: {error}")
-    words = sorted({word.lower() for word in WORDS} - {"e\u0301"})
-    shop.execute("create table {s}.customers (id text collate {s}.loose primary key, email text default 'e')")
-    shop.execute("insert into {s}.customers select unnest($1::text[])", words)
-    assert sorted(ids(shop.walk("customers", 3))) == words
-
-
 def test_an_order_turned_round_by_the_column_is_walked(shop: Shop) -> None:
     """A descending index, and a view with an order of its own, change nothing."""
     customers(shop, "extra int", "select i, i from generate_series(1, 100) i")

@@ -297,13 +297,13 @@ class Reader:
             else:
                 sql, arguments = statement(source, part, run if limit is None else limit + 1)
                 cursor = LeasedCursor(pool, sql, arguments, self._settings.cursor_lease.seconds)
+                # In the cursor's own transaction another server shows what it showed before.
+                ask = partial(_fetched_soon, pool, cursor) if source.is_elsewhere else cursor.ask
                 try:
                     while rows := await cursor.fetch(self._rows_per_fetch(source)):
                         # What comes late was sorted first, or has waited for a lock: asked again, it tells which.
                         doubted, was_late = cursor.is_late and not was_late and second.looks, cursor.is_late
-                        if doubted or await second.lacks(
-                            part, rows, cursor.ask, first=not count, is_sorted=cursor.is_late
-                        ):
+                        if doubted or await second.lacks(part, rows, ask, first=not count, is_sorted=cursor.is_late):
                             rows = None
                             break
                         count += len(rows)
@@ -378,6 +378,15 @@ def _behind(source: Source, part: Part, rows: Sequence[Any]) -> Part:
 def _way_of(source: Source) -> tuple[Any, ...]:
     """What decides how a source is read."""
     return source.key, source.zoned, source.has_modified_at, source.partitions, source.looks_late
+
+
+async def _fetched_soon(pool: Pool, cursor: "LeasedCursor", sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """The same beside a cursor, whose locks may be in the way by way of somebody who waits for them: then without."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_SORTED_SECONDS):
+            return await _fetched(pool, sql, arguments)
+    await cursor.close()
+    return await _fetched(pool, sql, arguments)
 
 
 async def _fetched(pool: Pool, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:

@@ -156,6 +156,8 @@ class Source(msgspec.Struct, frozen=True):
     """What it told before."""
     looks_late: bool = False
     """Whether a function or another server may look for some of its rows after a statement has begun."""
+    is_elsewhere: bool = False
+    """Whether another server has some of its rows, and may show a transaction one state of them to its end."""
     zoned: bool = True
     """Whether its modified_at has a time zone; one without is taken for UTC."""
     changed_since: str = 's."modified_at" >= {since}'
@@ -306,7 +308,7 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
         seen = await connection.fetchval(partitions)
         source = msgspec.structs.replace(source, partitions=partitions, partitions_seen=seen)
     if beneath["looks_late"]:
-        source = msgspec.structs.replace(source, looks_late=True)
+        source = msgspec.structs.replace(source, looks_late=True, is_elsewhere=beneath["is_elsewhere"])
     if not await connection.fetchval(_HAS_NOTES):
         return source
     before = await connection.fetchrow(_RENDERED_UNTIL, store.name, feed)
@@ -631,6 +633,11 @@ with recursive beneath (oid) as (
     join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
     where c.relkind = 'v' and r.ev_class = c.oid and d.refclassid = 'pg_class'::regclass
     union all
+    select d.refobjid
+    from pg_policy as p
+    join pg_depend as d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
+    where p.polrelid = c.oid and d.refclassid = 'pg_class'::regclass
+    union all
     select i.inhrelid from pg_inherits as i where i.inhparent = c.oid
   ) as below
 ), relation as (
@@ -650,6 +657,7 @@ with recursive beneath (oid) as (
 )
 select
   (select array_agg(oid::int8 order by oid) from relation where relkind = 'p' or relhassubclass) as parents,
+  exists (select from relation where relkind = 'f') as is_elsewhere,
   exists (select from relation where relkind = 'f')
     or exists (select from called join pg_proc as p on p.oid = called.oid where p.provolatile <> 'i') as looks_late
 """
