@@ -25,7 +25,8 @@ MAX_OFFSET = 2**63 - 1
 _MAX_UNITS_BACK = 87_600
 _FIRST_SECONDS = 10**8
 _FIRST_MILLISECONDS = 10**11
-_LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
+_MOST_AHEAD = 86_400.0
+"""Seconds by which Clerk's clock may be ahead of ours, or a time zone be left out."""
 _MAX_DATE_LENGTH = 64
 _SPACE_WAS_PLUS = re.compile(r"^(.+\d\d:?\d\d\S*) (\d\d(?::?\d\d)?)$")
 
@@ -144,10 +145,11 @@ def parse_modified_after(text: str, *, now: float, unit: HourUnit) -> float | No
         if len(value) > _MAX_DATE_LENGTH or re.fullmatch(r"[0-9.]+", value):
             raise ValueError(value)
         moment = datetime.fromisoformat(_SPACE_WAS_PLUS.sub(r"\1+\2", value))
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         rule = "use unix seconds, ISO 8601 such as 2026-01-31T08:00:00Z, or a small number of hours back"
         raise _refusal("modified_after", text, rule) from None
+    return _not_ahead(seconds, text, now)
 
 
 def _from_number(number: float, text: str, now: float, unit: HourUnit) -> float | None:
@@ -160,9 +162,14 @@ def _from_number(number: float, text: str, now: float, unit: HourUnit) -> float 
             rule = f"a small number means {unit} back, from 1 to {_MAX_UNITS_BACK}; unix seconds start at 100000000"
             raise _refusal("modified_after", text, rule)
         return now - number * (3600 if unit == "hours" else 86_400)
-    if number > _LAST_SECOND:
-        raise _refusal("modified_after", text, "it lies after the year 9999")
-    return number
+    return _not_ahead(number, text, now)
+
+
+def _not_ahead(seconds: float, text: str, now: float) -> float:
+    """The moment, where it is none of the future. 20260131080000 looks like a date, and would be one of 2612."""
+    if seconds > now + _MOST_AHEAD:
+        raise _refusal("modified_after", text, "it lies in the future, and a delta since then would lack all changes")
+    return seconds
 
 
 def format_of(accept: str) -> Format:
