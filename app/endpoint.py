@@ -92,7 +92,7 @@ class FeedEndpoint:
             ]
             for answer in answers:
                 answer.writes = writes
-            return SingleFile(store, answers, tally, created=int(time.time()))
+            return SingleFile(store, answers, self._catalog.bookmarks, tally, created=int(time.time()))
         feed, suffix = _named(request.path_params["feed"])
         wanted = protocol.parse(
             query,
@@ -308,10 +308,14 @@ class Answer:
         self.tally.walk, self.tally.found = start.walk, start.rank
         if start.position is None:
             return None, start, True
+        since = self._since
+        if since is not None:
+            # "Hours back" are reckoned from each page's own now: what was to come when the walk began still is.
+            since -= start.seconds
         mark = None
         if not incremental and self._catalog.reader.reads_standbys:
             mark = await self._catalog.bookmarks.newest_walk(source)
-        return Span(start.position, self._since, mark=mark), start, True
+        return Span(start.position, since, mark=mark), start, True
 
     async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
         """Guard the end of a walk, leave the bookmark of the next page, and remember the key for the Link header."""
@@ -464,8 +468,9 @@ class SingleFile:
     name = SINGLE_FILE
     is_whole = True
 
-    def __init__(self, store: Store, answers: list[Answer], tally: Tally, created: int) -> None:
+    def __init__(self, store: Store, answers: list[Answer], bookmarks: Bookmarks, tally: Tally, created: int) -> None:
         self.store = store
+        self._bookmarks = bookmarks
         self.tally = tally
         self._answers = answers
         self._created = created
@@ -487,6 +492,9 @@ class SingleFile:
                         yield b"".join(pieces)
                         pieces, size = [], 0
             pieces.append(b",")
+        # Until now each of its feeds was under way: what was deleted at Clerk meanwhile may be in it.
+        walks = [answer.tally.walk for answer in self._answers if answer.tally.walk is not None]
+        await self._bookmarks.sent_until_now(walks)
         pieces.append(b'"created":%d,"strict":false}' % self._created)
         yield b"".join(pieces)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import msgspec
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -310,6 +311,33 @@ def test_an_id_that_clerk_breaks_at_holds_up_no_other(outbox: Outbox) -> None:
         outbox.push()
 
 
+def test_several_ids_that_clerk_breaks_at_hold_up_no_other(outbox: Outbox) -> None:
+    """Though they are the first: the next push begins with others, and then it is known who is at fault."""
+    outbox.lose(1, 2, 3, 4, 5)
+
+    async def deletes(feed: str, ids: list[Any]) -> Response:
+        return error("InternalError") if set(ids) & {1, 2, 3, 4, 5} else OK
+
+    outbox.clerk.deletes = deletes
+    for lost in (set(), {6, 7, 8, 9}, {50}):
+        if lost:
+            outbox.lose(*lost)
+        with pytest.raises(PushError, match="InternalError, whatever the id"):
+            outbox.push()
+        assert lost <= set(outbox.deleted)
+
+
+@pytest.mark.parametrize("status", [400, 403, 500])
+def test_an_id_that_something_before_clerk_breaks_at_holds_up_no_other(outbox: Outbox, status: int) -> None:
+    outbox.lose(*range(1, 9))
+
+    async def deletes(feed: str, ids: list[Any]) -> Response:
+        return PlainTextResponse("<html>blocked", status) if 8 in ids else OK
+
+    outbox.clerk.deletes = deletes
+    assert outbox.push() == Pushed(deleted=7, refused=1)
+
+
 def test_a_second_call_that_clerk_refuses_is_seen_to_wait(outbox: Outbox) -> None:
     assert outbox.shop.get("products?limit=60&offset=0").status == 200
     outbox.lose(3)
@@ -381,6 +409,23 @@ def test_what_was_sent_while_a_walk_was_open_is_sent_again_when_it_has_ended(out
     assert outbox.deleted == [3, 3]
     # A walk that began after Clerk was told can't bring it back.
     shop.walk("products", 45)
+    assert outbox.push() == Pushed()
+
+
+@pytest.mark.parametrize("delta", ["", "&modified_after=48"], ids=["full", "delta"])
+@pytest.mark.parametrize("limit", [30, 120], ids=["small pages", "larger pages"])
+def test_so_it_is_in_each_of_several_syncs(outbox: Outbox, delta: str, limit: int) -> None:
+    """Pages of a sync may begin from equal bookmarks of the one before."""
+    shop = outbox.shop
+    shop.execute("insert into {s}.products (id) select generate_series(101, 300)")
+    shop.refresh()
+    for gone in (1, 2, 3):
+        for offset in range(0, 301, limit):
+            assert shop.get(f"products?limit={limit}&offset={offset}{delta}").status == 200
+            if not offset:
+                outbox.lose(gone)
+                assert outbox.push().deleted == 1
+        assert outbox.push().deleted == 1, f"sync {gone}"
     assert outbox.push() == Pushed()
 
 
@@ -543,23 +588,56 @@ def test_the_refresh_command_pushes_what_vanished(outbox: Outbox, tmp_path: Path
     assert outbox.deleted == [3]
 
 
+def _refreshing(database: Database, clerk: FakeClerk) -> str:
+    """The settings of a store whose rendered products are refreshed every second."""
+    return base_config(database.dsn, clerk.verify_url) + (
+        f'[clerk]\napi_url = "{clerk.api_url}"\n[stores.dk]\npublic_key = "key-dk"\n'
+        'private_key = "private-key-dk"\n[stores.dk.feeds.products]\nrendered = true\nrefresh_every = "1s"\n'
+    )
+
+
 def test_serve_pushes_after_its_own_refreshes(database: Database, hosted: Hosted, serve: Serve) -> None:
     clerk = FakeClerk()
     clerk.url = hosted(clerk.app)
     database.execute("create schema dk")
     database.execute(PRODUCTS.replace("{s}", "dk"))
     database.execute("insert into dk.products (id) select generate_series(1, 100)")
-    config = base_config(database.dsn, clerk.verify_url) + (
-        f'[clerk]\napi_url = "{clerk.api_url}"\n[stores.dk]\npublic_key = "key-dk"\n'
-        'private_key = "private-key-dk"\n[stores.dk.feeds.products]\nrendered = true\nrefresh_every = "1s"\n'
-    )
-    services = [serve(config) for _ in range(2)]
+    services = [serve(_refreshing(database, clerk)) for _ in range(2)]
     eventually(lambda: services[0].get("/dk/products").status == 200)
     database.execute("delete from dk.products where id in (3, 5)")
     eventually(lambda: sorted(id for _, ids in clerk.deletions for id in ids) == [3, 5])
     eventually(lambda: any(service.events("DeletionsPushed") for service in services))
     for service in services:
         assert "private-key-dk" not in service.log.read_text()
+
+
+def test_a_single_file_is_under_way_until_its_last_byte(
+    database: Database, hosted: Hosted, serve: Serve, loop: Loop
+) -> None:
+    """What is deleted at Clerk while its later feeds are read may be in its first one."""
+    clerk = FakeClerk()
+    clerk.url = hosted(clerk.app)
+    database.execute("create schema dk")
+    database.execute(PRODUCTS.replace("{s}", "dk"))
+    database.execute("insert into dk.products (id) select generate_series(1, 100)")
+    database.execute("create table dk.customers (id bigint primary key, email text)")
+    service = serve(_refreshing(database, clerk))
+    eventually(lambda: service.get("/dk/products").status == 200)
+    read = "select count(*) from clerk_feed.walk where feed = 'products' and ended = 'finished'"
+    before = database.value(read)
+    holding = loop.run(asyncpg.connect(database.dsn))
+    with ThreadPoolExecutor(1) as threads:
+        loop.run(holding.execute("begin; lock table dk.customers"))
+        asked = threads.submit(service.get, "/dk/feed.json")
+        try:
+            eventually(lambda: database.value(read) > before)
+            database.execute("delete from dk.products where id = 3")
+            eventually(lambda: bool(clerk.deletions))
+            assert not asked.done()
+        finally:
+            loop.run(holding.close())
+        assert 3 in [product["id"] for product in asked.result().json["products"]]
+    eventually(lambda: [ids for _, ids in clerk.deletions] == [[3], [3]])
 
 
 def test_a_store_of_the_settings_deletes_only_what_it_may() -> None:

@@ -570,6 +570,19 @@ def test_every_walk_is_on_record(catalog: Shop) -> None:
     assert "127.0.0.1" not in caller
 
 
+@pytest.mark.parametrize("limit", [30, 120], ids=["small pages", "larger pages"])
+@pytest.mark.parametrize("delta", [False, True], ids=["full", "delta"])
+def test_each_sync_is_a_walk_of_its_own(catalog: Shop, limit: int, delta: bool) -> None:
+    """However soon it follows the one before, whose bookmarks are there still."""
+    fill(catalog, 1, 310)
+    catalog.execute("update {s}.products set modified_at = now()")
+    options = {"modified_after": "48"} if delta else {}
+    for _ in range(3):
+        assert len(catalog.walk("products", limit, **options)) == 310
+    rows = [(row["ended"], row["items"], row["pages"]) for row in history(catalog)]
+    assert rows == [("finished", 310, 310 // limit + 2)] * 3  # a short page and an empty one
+
+
 def test_an_importer_reports_a_walk_held_back(synced: Shop) -> None:
     synced.execute("delete from {s}.products")
     importer = synced.importer("products", pause=lambda seconds: None)

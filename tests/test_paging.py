@@ -344,6 +344,17 @@ def test_a_timestamp_without_zone_is_utc(shop: Shop) -> None:
     assert ids(shop.walk("customers", 2, modified_after="2026-01-08T01:00:00Z")) == [7, 8, 9]
 
 
+def test_hours_back_are_reckoned_from_the_beginning_of_a_walk(catalog: Shop) -> None:
+    """Items without a modified_at come first, however long that takes."""
+    catalog.execute("insert into {s}.products (id, modified_at) select generate_series(1, 20), null")
+    catalog.execute("insert into {s}.products (id, modified_at) values (99, now() - interval '150 minutes')")
+    assert len(page(catalog, 10, 0, "&modified_after=1")) == 10
+    # As if that page had been asked for two hours ago: the overlap of an hour does not reach so far.
+    catalog.execute("update clerk_feed.walk set started = started - interval '2 hours' where store = '{s}'")
+    assert len(page(catalog, 10, 10, "&modified_after=1")) == 10
+    assert page(catalog, 10, 20, "&modified_after=1") == [99]
+
+
 def test_modified_after_that_means_none_is_a_full_walk(dated: Shop) -> None:
     for value in ("", "0", "null"):
         assert len(dated.items(f"products?limit=1000&offset=0&modified_after={value}")) == 100

@@ -535,6 +535,18 @@ def test_what_is_filled_anew_keeps_the_last_valid_versions(rendered: RenderedSho
     assert len(rendered.items("products")) == 100
 
 
+def test_an_item_that_is_not_valid_keeps_its_last_version_in_another_order(bare: RenderedShop) -> None:
+    bare.execute("create table {s}.pages as select 'p' || i as id, 'cms' as type, 'https://shop.example/' || i as url,"
+                 " 'Page' as title, 'Text' as text from generate_series(1, 50) as i")  # fmt: skip
+    bare.refresh("pages")
+    bare.execute("update {s}.pages set title = null where id = 'p7'")
+    bare.refresh("pages")
+    bare.execute('alter table {s}.pages alter id type text collate "C"')
+    summary = bare.refresh("pages")
+    assert (summary.items, summary.vanished) == (50, 0)
+    assert len(bare.walk("pages")) == 50
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_a_refresh_looks_again_for_what_was_not_there(rendered: RenderedShop, first: bool) -> None:
     """A function looks at a table only after the statement has begun, to which one that was refilled is empty."""

@@ -17,7 +17,7 @@ hours: nothing becomes past, and what is past is chosen like the rest. Items may
 See asked.py.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -43,6 +43,8 @@ class Bookmark(msgspec.Struct, frozen=True):
 
     id: int
     walk: int
+    """That of the bookmark at its offset that was begun last. Of equal keys the one that was used before is chosen, and
+    belongs to an earlier sync: its row would grow, and that of this sync would never end."""
     position: Position | None
     ambiguous: bool
     """Whether it was the smallest of several keys, or a page before it had such a choice: then items may have been sent
@@ -57,6 +59,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     """How many pages of the feed had been turned when it was found; None where it is not known."""
     led: bool = True
     """Whether the pages before have led whoever asks here, from offset 0 on."""
+    seconds: float = 0.0
+    """How long ago the walk may have begun, where it is incremental."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -130,6 +134,7 @@ class Bookmarks:
             row["repeated"],
             row["pages"],
             row["led"],
+            row["seconds"] or 0.0,
         )
 
     async def newest_walk(self, source: Source) -> Mark | None:
@@ -228,6 +233,11 @@ class Bookmarks:
             )
         )
         return walk
+
+    async def sent_until_now(self, walks: Sequence[int]) -> None:
+        """Note that the last bytes of walks that have ended leave only now. Raises Refusal."""
+        sql = "update clerk_feed.walk set last_page = clock_timestamp() where id = any($1)"
+        await self._patiently(lambda connection: connection.execute(sql, walks))
 
     async def walk(self, id: int) -> Walk | None:
         """What a walk has come to; None where there is none of this number. Raises Refusal, and waits for nothing."""
@@ -399,7 +409,8 @@ with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="
   order by b.over, b.late, b.is_end, b.modified_at nulls first, {{key}}, b.used desc, b.id
   limit 1
 )
-select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists (
+select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
+  c.is_end, c.key, c.modified_at::text as modified_at, exists (
   select from b
   where b.over = c.over and b.late = c.late
     and (b.ambiguous or (b.key, b.modified_at) is distinct from (c.key, c.modified_at))
@@ -407,6 +418,12 @@ select c.id, c.walk, c.is_end, c.key, c.modified_at::text as modified_at, exists
   select from b where b.over = c.over and b.late = c.late and b.repeated
 ) as repeated, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
   {LED.format(limit="$6::int8")} as led,
+  case when $3 then (
+    select extract(epoch from now() - min(w.started))::float8
+    from b
+    join clerk_feed.walk as w on w.id = b.walk
+    where b.over = c.over and b.late = c.late
+  ) end as seconds,
   case
     when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4")})
   end as walks_lost,

@@ -432,9 +432,9 @@ class _Run:
         vanished = 0
         if old is not None:
             before = await key_of_items(connection, old)
-            if before == how.key:
+            if before is not None and before.family == how.key.family:
                 # What is not valid now keeps its last valid version.
-                kept = _KEPT.format(old=items_relation(old), table=items_relation(table), equal=how.key.compared("="))
+                kept = _KEPT.format(old=items_relation(old), table=items_relation(table))
                 items += await connection.fetchval(kept, stamp)
             json_id = "o.id::text" if before and before.family == "int8" else "to_json(o.id::text)::text"
             vanished = await connection.fetchval(
@@ -794,7 +794,7 @@ with kept as (
   update {table} as t
   set doc = o.doc, modified_at = $1::text::timestamptz
   from {old} as o
-  where t.id {equal} o.id and t.doc is null and o.doc is not null
+  where t.id::text collate "C" = o.id::text collate "C" and t.doc is null and o.doc is not null
   returning 1
 )
 select count(*) from kept

@@ -106,6 +106,8 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   ) and case when (select failed_over from asked) then not exists ({lost}) else true end
   order by b.over, b.late, b.is_end, {ordered_key(source)}, b.used desc, b.id
   limit 1
+), newest as materialized (
+  select walk from b order by id desc limit 1
 ), page ({columns}, key) as materialized (
   {source.rows(source.select_key, which, id)}
 ), full_page as materialized (
@@ -138,16 +140,16 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   set pages = pages + 1, items = items + {limit},
     last_page = case when ended = 'finished' then last_page else clock_timestamp() end,
     ambiguous = ambiguous or (select inexact.ambiguous from inexact)
-  where id = (select chosen.walk from chosen, full_page) and {NOTED}
+  where id = (select newest.walk from newest, full_page) and {NOTED}
 ), turned as (
   insert into clerk_feed.bookmark
     (walk, store, feed, incremental, written_by, at, key, key_family, is_end, clash, ambiguous, repeated, led)
   select
-    chosen.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous,
+    newest.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous,
     inexact.repeated, way.led
-  from chosen, full_page, inexact, way
+  from chosen, newest, full_page, inexact, way
 )
-select {columns}, key, (select walk from chosen), (select {RANK} from chosen as c, full_page)
+select {columns}, key, (select walk from newest), (select {RANK} from chosen as c, full_page)
 from page
 order by key{order}
 """  # noqa: S608 (the relation's names are quoted, the rest is ours)

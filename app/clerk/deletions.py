@@ -98,7 +98,7 @@ class Deletions:
                     await push.send(batch)
                 if len(due) < _AT_ONCE or done.deleted + done.refused == before:
                     break
-            push.require_no_doubt()
+            await push.require_no_doubt()
         except PushError as error:
             self._emit(DeletionsFailed(store=store.name, feed=feed, cause=str(error)))
             raise
@@ -160,6 +160,7 @@ class _Push:
             await self._note_refused()
             self._refused_in_a_row += 1
             if self._refused_in_a_row >= _REFUSED_IN_A_ROW:
+                await self._put_off()
                 raise PushError(f"{refusal}, whatever the id; the rest waits") from refusal
         except ClerkDeniedError as error:
             raise PushError(f"{error}; check both in feed.toml") from error
@@ -175,9 +176,16 @@ class _Push:
             del self._doubted[0]
             self._done.refused += 1
 
-    def require_no_doubt(self) -> None:
+    async def _put_off(self) -> None:
+        """Have the next push begin with other ids: whether Clerk accepts one of them tells who is at fault."""
+        items = [item for items, _ in self._doubted for item in items]
+        async with self._connection.transaction():
+            await self._connection.execute(_PUT_OFF, self._store.name, self._feed, items)
+
+    async def require_no_doubt(self) -> None:
         """Raises PushError where it can't be told whether Clerk is unwell or an id is at fault."""
         if self._doubted:
+            await self._put_off()
             raise PushError(f"{self._doubted[0][1]}, and it has accepted nothing else; it will be tried again")
 
     async def _patiently(self, items: list[str]) -> None:
@@ -309,7 +317,7 @@ select t.item
 from clerk_feed.tombstone as t
 where t.store = $1 and t.feed = $2 and (t.refusals < $3 or t.refused_at < now() - interval '1 day') and {_IS_DUE}
 group by t.item
-order by min(t.id)
+order by max(t.refused_at) nulls first, min(t.id)
 limit $4
 """  # noqa: S608 (our own text)
 
@@ -340,6 +348,10 @@ where store = $1 and feed = $2 and item = any($3::text[])
 _REFUSED = """
 update clerk_feed.tombstone set refusals = refusals + 1, refused = $4, refused_at = clock_timestamp()
 where store = $1 and feed = $2 and item = any($3::text[])
+"""
+
+_PUT_OFF = """
+update clerk_feed.tombstone set refused_at = clock_timestamp() where store = $1 and feed = $2 and item = any($3::text[])
 """
 
 # A walk that was open when an id was sent, and still is.
