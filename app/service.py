@@ -46,6 +46,7 @@ from app.upkeep import Upkeep, worries
 _SWEEP_SECONDS = 600.0
 _NOTE_SERVED_SECONDS = 5.0
 _DELETE_SECONDS = 30.0
+_CANCEL_SECONDS = 5.0
 """For one call of Clerk's that deletes; nobody waits for it."""
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 """RFC 6797: who was here by HTTPS once does not ask by plain HTTP again. Where a proxy ends TLS, it is the proxy's."""
@@ -99,9 +100,9 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             metrics = Metrics(activity)
             happened.add(metrics)
             stack.callback(metrics.flush)
-            stack.push_async_callback(_cancelled, asyncio.create_task(metrics.run()))
-        stack.push_async_callback(_cancelled, asyncio.create_task(recorder.run()))
-        stack.push_async_callback(_cancelled, asyncio.create_task(_sweep(bookmarks, happened)))
+            stack.push_async_callback(cancelled, asyncio.create_task(metrics.run()))
+        stack.push_async_callback(cancelled, asyncio.create_task(recorder.run()))
+        stack.push_async_callback(cancelled, asyncio.create_task(_sweep(bookmarks, happened)))
 
         def direct() -> Awaitable[Any]:
             return connection_for_refresh(dsn)
@@ -110,12 +111,12 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         stack.push_async_callback(deleting.close)
         deletions = Deletions(direct, deleting, settings.clerk.api_url, happened)
         for work in Upkeep(settings, Refresher(direct, happened), deletions, happened).works():
-            stack.push_async_callback(_cancelled, asyncio.create_task(work()))
+            stack.push_async_callback(cancelled, asyncio.create_task(work()))
         # Last: settings under which no process can start change nothing.
         async with pool.connection() as connection:
             began = await leave_behind(connection, settings.stores.values())
         serving = asyncio.create_task(_note_served(pool, list(settings.stores.values()), began))
-        stack.push_async_callback(_cancelled, serving)
+        stack.push_async_callback(cancelled, serving)
         pages = Pages(readiness(settings, pool, sources))
         feeds = Route("/{store}/{feed}", endpoint, methods=["GET"])
         yield Service(
@@ -149,8 +150,15 @@ def _endpoint(
     return FeedEndpoint(gate, catalog, settings.server.send_timeout.seconds, emit)
 
 
-async def _cancelled(task: "asyncio.Task[None]") -> None:
-    task.cancel()
+async def cancelled(task: "asyncio.Task[None]", seconds: float = _CANCEL_SECONDS) -> None:
+    """End a task that would go on for ever, after what it does in the end has had so many seconds.
+
+    A cancellation that comes together with what the task waits for may be swallowed (before Python 3.12
+    asyncio.wait_for does that): then the task goes on, and is cancelled again.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=seconds)
     with suppress(asyncio.CancelledError):
         await task
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +18,7 @@ import pytest
 from app import __version__
 from app.catalog.embedded import Embedded
 from app.catalog.schema import migrate, migrations
+from app.service import cancelled
 from tests.conftest import PRODUCTS, Database, Loop, Serve, base_config, eventually, start_service
 
 VERIFY_URL = "http://127.0.0.1:9/v2/token/verify"
@@ -290,6 +291,23 @@ def test_a_signal_ends_it_with_status_0(database: Database, serve: Serve, number
         where application_name = 'clerk-feed' and datname = current_database()
     """
     eventually(lambda: database.value(connections) == 0)
+
+
+def test_work_that_swallows_a_cancellation_is_ended_all_the_same(loop: Loop) -> None:
+    """As asyncio.wait_for does before Python 3.12, where what it waited for came at the same moment."""
+
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
+
+    async def ended() -> bool:
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        await cancelled(task, seconds=0.05)
+        return task.cancelled()
+
+    assert loop.run(ended())
 
 
 def test_a_signal_while_it_waits_for_the_database_ends_it_at_once(tmp_path: Path) -> None:
