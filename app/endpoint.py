@@ -308,10 +308,8 @@ class Answer:
         self.tally.walk, self.tally.found = start.walk, start.rank
         if start.position is None:
             return None, start, True
-        since = self._since
-        if since is not None:
-            # "Hours back" are reckoned from each page's own now: what was to come when the walk began still is.
-            since -= start.seconds
+        # "Hours back" are reckoned from each page's own now: what was to come when the delta began still is.
+        since = self._changed_since(start.seconds)
         mark = None
         if not incremental and self._catalog.reader.reads_standbys:
             mark = await self._catalog.bookmarks.newest_walk(source)
@@ -407,8 +405,8 @@ class Answer:
             self.tally.walk, bookmark = turned
             self._left = (page.reached, bookmark) if page.reached else None
 
-    def _changed_since(self) -> float | None:
-        """From when on items count as changed, in unix seconds; None for a full read.
+    def _changed_since(self, seconds_ago: float = 0.0) -> float | None:
+        """From when on items count as changed, in unix seconds; None for a full read. It was asked so long ago.
 
         Moved back by the store's overlap: a transaction that was open across the last sync commits with an older
         timestamp.
@@ -420,7 +418,7 @@ class Answer:
             if not self._wanted.offset:
                 self._emit(NoModifiedAt(store=self.store.name, feed=self._source.feed))
             return None
-        since -= self.store.incremental_overlap.seconds
+        since -= self.store.incremental_overlap.seconds + seconds_ago
         until = self._source.rendered_until
         if until is not None and since <= until.left_behind:
             return min(since, max(until.last_before(since) - self.store.incremental_overlap.seconds, 0.0))

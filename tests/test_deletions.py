@@ -429,6 +429,20 @@ def test_so_it_is_in_each_of_several_syncs(outbox: Outbox, delta: str, limit: in
     assert outbox.push() == Pushed()
 
 
+def test_so_it_is_where_another_importer_begins_meanwhile(outbox: Outbox) -> None:
+    """The pages behind may be booked on either walk."""
+    shop = outbox.shop
+    assert shop.get("products?limit=30&offset=0").status == 200
+    outbox.lose(3)
+    assert outbox.push().deleted == 1
+    assert shop.get("products?limit=30&offset=0").status == 200
+    for offset in (30, 60, 90):
+        assert outbox.push() == Pushed()
+        assert shop.get(f"products?limit=30&offset={offset}").status == 200
+    assert outbox.push().deleted == 1
+    assert outbox.push() == Pushed()
+
+
 def test_what_came_back_meanwhile_is_not_sent_again(outbox: Outbox) -> None:
     shop = outbox.shop
     assert shop.get("products?limit=60&offset=0").status == 200

@@ -709,6 +709,30 @@ def test_a_delta_across_the_end_of_rendering_misses_nothing(database: Database, 
     assert service.get(f"/dk/products?modified_after={later}").lines == []
 
 
+def test_a_delta_reaches_across_the_end_of_rendering_by_the_moment_it_began(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    """Hours back, reckoned from the page that comes to the dated items, would not."""
+    database.execute("create schema dk")
+    database.execute(PRODUCTS.replace("{s}", "dk"))
+    database.execute("insert into dk.products (id, modified_at) select generate_series(1, 20), null")
+    plain = base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n'
+    service = serve(plain + "[stores.dk.feeds.products]\nrendered = true\n")
+    assert command(service.log.parent / "feed.toml", "refresh", "--store", "dk", "--feed", "products").returncode == 0
+    moments = ", ".join(f"{name} = {name} - interval '4 hours'" for name in ("started", "finished", "stamp", "visible"))
+    database.execute(f"update clerk_feed.refresh set {moments}")
+    # Changed after the last refresh, an hour before rendering was turned off, which is two and a half hours ago.
+    database.execute("insert into dk.products (id, modified_at) values (99, now() - interval '210 minutes')")
+    service.stop()
+    service = serve(plain)
+    database.execute("update clerk_feed.unrendered set since = since - interval '150 minutes'")
+    delta = "/dk/products?modified_after=1"
+    eventually(lambda: 99 not in ids(service.get(delta).lines))
+    assert len(service.get(f"{delta}&limit=20&offset=0").lines) == 20
+    database.execute("update clerk_feed.bookmark set began = began - interval '1 hour'")
+    assert ids(service.get(f"{delta}&limit=20&offset=20").lines) == [99]
+
+
 def test_readyz_is_degraded_while_a_refresh_is_held_back_or_late_and_serves(
     database: Database, clerk: FakeClerk, serve: Serve
 ) -> None:

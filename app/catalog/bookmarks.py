@@ -60,7 +60,7 @@ class Bookmark(msgspec.Struct, frozen=True):
     led: bool = True
     """Whether the pages before have led whoever asks here, from offset 0 on."""
     seconds: float = 0.0
-    """How long ago the walk may have begun, where it is incremental."""
+    """How long ago the delta that led to it may have begun."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -186,6 +186,7 @@ class Bookmarks:
                 page.repeated or (start is not None and start.repeated),
                 start is None or start.led,
                 page.seconds,
+                page.seconds + (start.seconds if start else 0.0) if incremental else None,
             )
         )
         return row["walk"], row["id"]
@@ -418,12 +419,12 @@ select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
   select from b where b.over = c.over and b.late = c.late and b.repeated
 ) as repeated, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
   {LED.format(limit="$6::int8")} as led,
-  case when $3 then (
-    select extract(epoch from now() - min(w.started))::float8
+  (
+    -- The clock may have been set back.
+    select greatest(extract(epoch from now() - min(b.began)), 0)::float8
     from b
-    join clerk_feed.walk as w on w.id = b.walk
     where b.over = c.over and b.late = c.late
-  ) end as seconds,
+  ) as seconds,
   case
     when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4")})
   end as walks_lost,
@@ -490,10 +491,11 @@ with {
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
-    is_end, clash, ambiguous, repeated, led)
+    is_end, clash, ambiguous, repeated, led, began)
 select
   coalesce((select id from gone_on), (select id from begun)),
-  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19, $20
+  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19, $20,
+  now() - make_interval(secs => $22::float8)
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 

@@ -297,17 +297,24 @@ where r.store = $1 and r.feed = $2
 
 _TABLE = "select items_table from clerk_feed.rendered where id = $1"
 
-# Never sent; or sent while a walk was open that has ended since: it may have put the item back. An abandoned walk ends
-# a day after its last page, like its bookmarks.
+# Never sent; or sent while a walk was open that has ended since: it may have put the item back. One that has not ended
+# may have gone on as another one, where importers met, so whichever ends counts; an abandoned one ends a day after its
+# last page, like its bookmarks. What lies ahead of its last page began before the clock was set back.
 _IS_DUE = """(
   t.pushed is null
   or exists (
     select
     from clerk_feed.walk as w
-    where w.store = t.store and w.feed = t.feed and w.started <= t.pushed
+    where w.store = t.store and w.feed = t.feed and (w.started <= t.pushed or w.started > w.last_page)
       and case
         when w.ended is not null then w.last_page >= t.pushed_last
-        else w.last_page < now() - interval '24 hours' and w.last_page >= t.pushed_last - interval '24 hours'
+        else w.last_page >= t.pushed_last - interval '24 hours' and (
+          w.last_page < now() - interval '24 hours' or exists (
+            select
+            from clerk_feed.walk as e
+            where e.store = t.store and e.feed = t.feed and e.ended is not null and e.last_page >= t.pushed_last
+          )
+        )
       end
   )
 )"""
