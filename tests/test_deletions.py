@@ -443,6 +443,23 @@ def test_so_it_is_where_another_importer_begins_meanwhile(outbox: Outbox) -> Non
     assert outbox.push() == Pushed()
 
 
+@pytest.mark.parametrize("delta", ["", "&modified_after=48"], ids=["full", "delta"])
+@pytest.mark.parametrize("limit", [60, 33], ids=["short last page", "empty last page"])
+def test_so_it_is_when_a_last_page_that_was_lost_is_asked_for_again(outbox: Outbox, delta: str, limit: int) -> None:
+    """Only then has the importer's sync ended."""
+    shop = outbox.shop
+    for offset in range(0, 99, limit):
+        assert shop.get(f"products?limit={limit}&offset={offset}{delta}").status == 200
+        if not offset:
+            outbox.lose(100)
+            outbox.lose(3)
+            assert outbox.push().deleted == 2
+    last = 60 if limit == 60 else 99
+    for _ in range(2):
+        assert shop.get(f"products?limit={limit}&offset={last}{delta}").status == 200
+        assert outbox.push().deleted == 2
+
+
 def test_what_came_back_meanwhile_is_not_sent_again(outbox: Outbox) -> None:
     shop = outbox.shop
     assert shop.get("products?limit=60&offset=0").status == 200

@@ -11,7 +11,7 @@ import pytest
 
 from app.clerk.importer import ImportFailedError
 from tests.clerk import FakeClerk
-from tests.conftest import PRODUCTS, Answer, Database, Running, Serve, Shop, base_config, eventually
+from tests.conftest import PRODUCTS, Answer, Database, Running, Serve, Shop, base_config, eventually, ids
 
 
 def fill(shop: Shop, first: int, last: int) -> None:
@@ -581,6 +581,28 @@ def test_each_sync_is_a_walk_of_its_own(catalog: Shop, limit: int, delta: bool) 
         assert len(catalog.walk("products", limit, **options)) == 310
     rows = [(row["ended"], row["items"], row["pages"]) for row in history(catalog)]
     assert rows == [("finished", 310, 310 // limit + 2)] * 3  # a short page and an empty one
+
+
+def test_what_a_delta_brings_counts_although_another_one_has_ended_meanwhile(catalog: Shop) -> None:
+    def page(offset: int) -> list[int]:
+        return ids(catalog.items(f"products?limit=10&offset={offset}&modified_after=48"))
+
+    def add(first: int, last: int) -> None:
+        sql = "insert into {s}.products (id, modified_at) select g, now() from generate_series($1::int, $2::int) as g"
+        catalog.execute(sql, first, last)
+
+    add(1, 100)
+    catalog.execute("update {s}.products set modified_at = '2026-01-01'")
+    walk(catalog, 30)
+    add(101, 125)
+    found = page(0)
+    assert [len(page(offset)) for offset in (0, 10, 20)] == [10, 10, 5]  # another one, whose end counts the feed
+    add(1001, 1200)
+    for offset in range(10, 230, 10):
+        found += page(offset)
+    assert set(found) == {*range(101, 126), *range(1001, 1201)}
+    catalog.execute("delete from {s}.products where id > 1000")
+    assert [catalog.get(f"products?limit=60&offset={offset}").status for offset in (0, 60, 120)] == [200, 200, 503]
 
 
 def test_an_importer_reports_a_walk_held_back(synced: Shop) -> None:

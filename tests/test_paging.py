@@ -358,6 +358,28 @@ def test_hours_back_are_reckoned_from_the_beginning_of_a_walk(catalog: Shop, ano
     assert page(catalog, 10, 20, "&modified_after=1") == [99]
 
 
+def test_deltas_do_not_grow_from_one_to_the_next(catalog: Shop) -> None:
+    """Each meets what those before have left behind; a quarter of an hour lies between two."""
+    catalog.execute("insert into {s}.products (id, modified_at) select generate_series(1, 55), null")
+    catalog.execute(
+        "insert into {s}.products (id, modified_at)"
+        " select 1000 + g, now() - interval '30 minutes' - g * interval '1 hour' from generate_series(0, 50) as g"
+    )
+    earlier = {
+        "bookmark": ("written", "renewed", "began"),
+        "walk": ("started", "last_page"),
+        "asked": ("asked", "shared_until", "failed_over"),
+    }
+    for _ in range(16):
+        found: list[int] = []
+        for offset in range(0, 70, 10):
+            found += page(catalog, 10, offset, "&modified_after=1")
+        assert [id for id in found if id >= 1000] == [1001, 1000]
+        for table, columns in earlier.items():
+            moved = ", ".join(f"{column} = {column} - interval '15 minutes'" for column in columns)
+            catalog.execute(f"update clerk_feed.{table} set {moved} where store = '{{s}}'")
+
+
 def test_modified_after_that_means_none_is_a_full_walk(dated: Shop) -> None:
     for value in ("", "0", "null"):
         assert len(dated.items(f"products?limit=1000&offset=0&modified_after={value}")) == 100

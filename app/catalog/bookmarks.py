@@ -420,9 +420,17 @@ select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
 ) as repeated, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
   {LED.format(limit="$6::int8")} as led,
   (
+    -- What finished deltas have left behind would hand on when they began, from one to the next, for ever.
     -- The clock may have been set back.
-    select greatest(extract(epoch from now() - min(b.began)), 0)::float8
+    select greatest(extract(epoch from now() - greatest(
+      case
+        when bool_or(b.shared) then min(b.began)
+        else coalesce(min(b.began) filter (where w.id is null), min(b.began))
+      end,
+      now() - interval '{KEPT_HOURS} hours'
+    )), 0)::float8
     from b
+    left join clerk_feed.walk as w on w.id = b.walk and w.ended = 'finished'
     where b.over = c.over and b.late = c.late
   ) as seconds,
   case
@@ -473,19 +481,22 @@ with {
     )
 }
 ), gone_on as (
-  -- A walk that has finished stays what it was: the guard measures by it. Whoever ends one anew gets a row of his own.
+  -- A walk that has finished stays what it was: the guard measures by it. Whoever ends one anew gets a row of his own,
+  -- and so does who goes on with a delta: what it brings is counted by when it comes.
   update clerk_feed.walk as w
   set pages = pages + 1, items = items + $11, invalid = invalid + $12, ambiguous = ambiguous or $13,
     ended = coalesce($14::text, ended), final_items = coalesce($15::int8, final_items),
     last_page = case when w.ended = 'finished' then w.last_page else clock_timestamp() end
-  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null) and {NOTED}
+  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null and not w.incremental) and {NOTED}
   returning id
 ), begun as (
-  -- It is under way since its first page was asked for: what is deleted at Clerk meanwhile may be on it.
+  -- It is under way since its first page was asked for, or that of the one it goes on with: what is deleted at Clerk
+  -- meanwhile may be on it.
   insert into clerk_feed.walk
     (store, feed, incremental, pages, items, invalid, ended, final_items, caller, ambiguous, started)
   select
-    $1, $2, $18, 1, $11, $12, $14::text, $15::int8, $16, $13, now() - make_interval(secs => $21::float8)
+    $1, $2, $18, 1, $11, $12, $14::text, $15::int8, $16, $13,
+    coalesce((select w.started from clerk_feed.walk as w where w.id = $10), now() - make_interval(secs => $21::float8))
   where not exists (select from gone_on)
   returning id
 )
@@ -522,8 +533,8 @@ with gone_on as (
   where id = $1 and (w.ended is distinct from 'finished' or $3::int8 is null)
   returning id
 )
-insert into clerk_feed.walk (store, feed, incremental, pages, invalid, ended, final_items)
-select w.store, w.feed, w.incremental, 1, $2, 'finished', $3
+insert into clerk_feed.walk (store, feed, incremental, pages, invalid, ended, final_items, started)
+select w.store, w.feed, w.incremental, 1, $2, 'finished', $3, w.started
 from clerk_feed.walk as w
 where w.id = $1 and not exists (select from gone_on)
 """

@@ -1,5 +1,6 @@
 """Our own schema `clerk_feed`: numbered migrations, applied in order, once, by whoever comes first."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ SQL_FOLDER = next(
 """Inside the package where it is installed, beside it in a checkout."""
 
 _LOCK = 0x636C65726B  # "clerk"
+_ATTEMPTS = 30
 
 
 class SchemaError(Exception):
@@ -34,15 +36,31 @@ def migrations(folder: Path = SQL_FOLDER) -> list[Migration]:
     return [Migration(int(path.name[:3]), path.stem[4:], path.read_text(encoding="utf-8")) for path in paths]
 
 
-async def migrate(connection: Any, wanted: list[Migration] | None = None) -> list[Migration]:
+async def migrate(
+    connection: Any, wanted: list[Migration] | None = None, *, attempts: int = _ATTEMPTS
+) -> list[Migration]:
     """Bring `clerk_feed` up to date, under an advisory lock and in one transaction; what was applied.
 
-    Raises SchemaError where the role lacks the rights, or where the schema is newer than this program.
+    Whoever holds one of its tables (a backup) is waited for a second at a time: pages of a process that still serves
+    would wait behind us. Raises SchemaError where that lasts, where the role lacks the rights, or where the schema is
+    newer than this program.
     """
-    wanted = migrations() if wanted is None else wanted
+    for _ in range(attempts):
+        try:
+            return await _migrate(connection, migrations() if wanted is None else wanted)
+        except asyncpg.LockNotAvailableError:
+            await asyncio.sleep(1)
+    raise SchemaError(
+        "The schema clerk_feed could not be changed: another transaction holds its tables, perhaps a backup."
+        " Start again when it has ended."
+    )
+
+
+async def _migrate(connection: Any, wanted: list[Migration]) -> list[Migration]:
     try:
         async with connection.transaction():
             await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+            await connection.execute("set local lock_timeout = '1s'")
             if not await connection.fetchval("select to_regnamespace('clerk_feed') is not null"):
                 await connection.execute("create schema clerk_feed")
             if not await connection.fetchval("select to_regclass('clerk_feed.migration') is not null"):

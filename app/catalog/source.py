@@ -657,7 +657,9 @@ with recursive beneath (oid) as (
 )
 select
   (select array_agg(oid::int8 order by oid) from relation where relkind = 'p' or relhassubclass) as parents,
-  exists (select from relation where relkind = 'f') as is_elsewhere,
+  -- What a function reads is hidden in its text.
+  exists (select from relation where relkind = 'f')
+    or (exists (select from called) and exists (select from pg_class where relkind = 'f')) as is_elsewhere,
   exists (select from relation where relkind = 'f')
     or exists (select from called join pg_proc as p on p.oid = called.oid where p.provolatile <> 'i') as looks_late
 """
