@@ -492,7 +492,8 @@ class SingleFile:
             pieces.append(b",")
         # Until now each of its feeds was under way: what was deleted at Clerk meanwhile may be in it.
         walks = [answer.tally.walk for answer in self._answers if answer.tally.walk is not None]
-        await self._bookmarks.sent_until_now(walks)
+        if walks:
+            await self._bookmarks.sent_until_now(walks)
         pieces.append(b'"created":%d,"strict":false}' % self._created)
         yield b"".join(pieces)
 

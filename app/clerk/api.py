@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import httpx
 
 _MAX_ANSWER_BYTES = 65_536
+_MAY_BE_THE_IDS = (400, 403, 406, 422, 500)
+"""HTTP statuses without a word of Clerk's: a firewall before it, or Clerk itself, may break at one of the ids."""
 
 
 class ClerkUnreachableError(Exception):
@@ -127,8 +129,7 @@ class ClerkApi:
             return answer, status
         if status in (413, 414, 431):
             raise ClerkRefusedError(f"HTTP status {status}: the request is too long")
-        if method == "DELETE" and status in (400, 403, 406, 422, 500):
-            # Something before Clerk, or Clerk itself, may break at one of the ids.
+        if method == "DELETE" and status in _MAY_BE_THE_IDS:
             raise ClerkRefusedError(f"HTTP status {status} with a body that is not a JSON object", passing=True)
         wait = _retry_after(headers.get("retry-after", "")) if status == 503 else None
         raise ClerkUnreachableError(f"HTTP status {status} with a body that is not a JSON object", wait_seconds=wait)

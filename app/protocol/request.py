@@ -25,8 +25,8 @@ MAX_OFFSET = 2**63 - 1
 _MAX_UNITS_BACK = 87_600
 _FIRST_SECONDS = 10**8
 _FIRST_MILLISECONDS = 10**11
-_MOST_AHEAD = 86_400.0
-"""Seconds by which Clerk's clock may be ahead of ours, or a time zone be left out."""
+_MOST_SECONDS_AHEAD = 86_400.0
+"""Clerk's clock may be ahead of ours, or a time zone be left out."""
 _MAX_DATE_LENGTH = 64
 _SPACE_WAS_PLUS = re.compile(r"^(.+\d\d:?\d\d\S*) (\d\d(?::?\d\d)?)$")
 
@@ -167,7 +167,7 @@ def _from_number(number: float, text: str, now: float, unit: HourUnit) -> float 
 
 def _not_ahead(seconds: float, text: str, now: float) -> float:
     """The moment, where it is none of the future. 20260131080000 looks like a date, and would be one of 2612."""
-    if seconds > now + _MOST_AHEAD:
+    if seconds > now + _MOST_SECONDS_AHEAD:
         raise _refusal("modified_after", text, "it lies in the future, and a delta since then would lack all changes")
     return seconds
 
