@@ -80,19 +80,18 @@ def test_jsonb_nested_deeper_than_a_parser_would_follow_does_not_disturb_the_ser
         assert answer.body.count(b"\n") == 3
 
 
-def test_a_table_with_1500_columns_is_served(shop: Shop) -> None:
-    kinds = {"smallint": "1", "boolean": "true", "text": "'v'", "date": "'1970-01-02'", "numeric(3)": "1"}
-    types = [(f"c{number}", *list(kinds.items())[number % 5]) for number in range(1497)]
-    columns = ", ".join(f"{name} {type} default {value}" for name, type, value in types)
+def test_a_view_with_1600_columns_is_served(shop: Shop) -> None:
+    shop.execute("create table {s}.person (id bigint primary key, modified_at timestamptz default now())")
+    shop.execute("insert into {s}.person (id) select generate_series(1, 250)")
+    values = "id::smallint", "true", "'v' || id", "date '1970-01-02'", "id::numeric(6, 3)"
+    columns = ", ".join(f"{values[number % 5]} as c{number}" for number in range(1597))
     shop.execute(
-        "create table {s}.customers (id bigint primary key, email text default 'a@shop.example',"
-        f" modified_at timestamptz default now(), {columns})"
+        f"create view {{s}}.customers as select id, 'a@shop.example' as email, modified_at, {columns} from {{s}}.person"
     )
-    shop.execute("insert into {s}.customers (id) select generate_series(1, 250)")
     walked = shop.walk("customers", 100)
     assert ids(walked) == list(range(1, 251))
-    assert {len(item) for item in walked} == {1499}
-    assert [walked[249][f"c{number}"] for number in range(5)] == [1, True, "v", 86400, 1]
+    assert {len(item) for item in walked} == {1599}
+    assert [walked[249][f"c{number}"] for number in range(5)] == [250, True, "v250", 86400, 250.0]
     assert ids(shop.walk("customers", 100, modified_after="24")) == list(range(1, 251))
 
 
