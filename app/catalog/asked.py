@@ -14,6 +14,15 @@ YOUNG = "interval '2 hours'"
 AGE = "coalesce({of}.renewed, {of}.written)"
 """From when the age of a bookmark counts."""
 
+_EMPTY_AGAIN = "interval '45 minutes'"
+"""How long an empty answer may be asked for again. A sync every hour must not meet what the one before has left."""
+
+PAST = f"({{of}}.past or {{of}}.emptied is not null and {{of}}.emptied < now() - {_EMPTY_AGAIN})"
+"""Whether nobody is expected at a bookmark any more."""
+
+PASSED = "({of}.past or {of}.emptied is not null)"
+"""Whether nobody is expected to go on from a bookmark."""
+
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
 
@@ -43,7 +52,7 @@ whoever asks now, and whether there was a failover within that time."""
 
 LED = """(
     coalesce((select in_turn from asked), false)
-    or exists (select from b where b.led and not b.past and not b.old and b.at - b.written_by = {limit})
+    or exists (select from b where b.led and not b.is_past and not b.old and b.at - b.written_by = {limit})
   )"""
 """Behind ASKED and the bookmarks b to choose from: whether the pages before have led whoever asks to this one.
 
@@ -102,7 +111,8 @@ STARTED = f"""
   set used = true
   from (select o.id, o.used from clerk_feed.bookmark as o where o.id = {{start}} for update skip locked) as o
   where s.id = o.id
-  returning s.id, s.written_by, s.at, o.used as again, s.past or {AGE.format(of="s")} < now() - {YOUNG} as over
+  returning s.id, s.written_by, s.at, o.used as again,
+    {PAST.format(of="s")} or {AGE.format(of="s")} < now() - {YOUNG} as over
 """  # noqa: S608 (our own)
 """A page begins from a bookmark; `again` where one had before."""
 
@@ -112,7 +122,7 @@ ARRIVED_AT = f"""
     where not started.again and not started.over and not {{shared}} and not exists (
       select
       from clerk_feed.bookmark as o
-      where {_THE_FEED} and o.at = started.at and not o.past and o.id <> started.id
+      where {_THE_FEED} and o.at = started.at and not {PAST.format(of="o")} and o.id <> started.id
         and {AGE.format(of="o")} > now() - {YOUNG}
     )
 """  # noqa: S608 (our own)
@@ -125,7 +135,7 @@ may have been left by a walk that was given up.
 LOST = f"""
   select
   from clerk_feed.bookmark as o
-  where {_THE_FEED} and o.at <= {{offset}} and not o.past
+  where {_THE_FEED} and o.at <= {{offset}} and not {PASSED.format(of="o")}
     and o.timeline <> clerk_feed.timeline() and {AGE.format(of="o")} > now() - {YOUNG}
 """  # noqa: S608 (our own)
 """Bookmarks of before a failover that walks may have gone on from, as far as the offset."""

@@ -6,10 +6,10 @@ smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out
 
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
 one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
-begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
-used is chosen first and becomes past last, so that asking again counts as no second arrival. Those that stay are as
-young then as the one that went, but for old ones of another key. Nothing of this is kept in the process: another one
-may have served the page before.
+begin from. An empty answer ends a walk, and nothing tells that it has arrived: one at its own offset becomes past when
+it is too late to ask for it again. Of equal keys one that was used is chosen first and becomes past last, so that asking
+again counts as no second arrival. Those that stay are as young then as the one that went, but for old ones of another
+key. Nothing of this is kept in the process: another one may have served the page before.
 
 What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
 other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for two
@@ -23,7 +23,21 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
+from app.catalog.asked import (
+    AGE,
+    ARRIVED_AT,
+    ASKED,
+    CLASH,
+    LED,
+    LOST,
+    NOTE,
+    NOTED,
+    PASSED,
+    PAST,
+    SHARED,
+    STARTED,
+    YOUNG,
+)
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import key_changed
 from app.catalog.source import Source
@@ -200,12 +214,13 @@ class Bookmarks:
                 ended = (page.offset, page.offset + page.limit, start.pages)
                 shared = await connection.fetchval(_NOTE_END, *feed, *ended)
                 used = await connection.fetchrow(_USE, *feed, start.id, shared)
+                await connection.execute(_EMPTY_AGAIN, *feed, page.offset)
                 # A retry was counted the first time.
                 if used is not None and not shared:
-                    arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
+                    key = ordered_key(source, " desc")
                     if used["written_by"] is not None:
-                        await connection.execute(arrived, *feed, used["written_by"], order)
-                    await connection.execute(arrived, *feed, page.offset, order)
+                        await connection.execute(_ARRIVED.format(key=key), *feed, used["written_by"], order)
+                    await connection.execute(_ENDED.format(key=key), *feed, page.offset, order)
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
 
         await self._patiently(mark)
@@ -286,10 +301,10 @@ RANK = "case when c.over then 'past' when c.late then 'old' else 'current' end"
 """SQL for the rank of a chosen bookmark c."""
 
 CANDIDATES = f"""
-  select *, past and (old or not shared) as over,
-    old or past and shared and not bool_or(not past and not old) over () as late
+  select *, is_past and (old or not shared) as over,
+    old or is_past and shared and not bool_or(not is_past and not old) over () as late
   from (
-    select b.*, {AGE.format(of="b")} < now() - {YOUNG} as old,
+    select b.*, {PAST.format(of="b")} as is_past, {AGE.format(of="b")} < now() - {YOUNG} as old,
       coalesce((select shared from asked), true) as shared
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
@@ -302,9 +317,9 @@ In a shared feed what became past within two hours is as good as what would be c
 
 _RENEWED = f"greatest({AGE.format(of='b')}, {AGE.format(of='gone')})"
 
-ARRIVED = f"""
+_LEFT = f"""
   update clerk_feed.bookmark as b
-  set past = b.past or b.id = gone.id, renewed = case
+  set {{mark}}, renewed = case
     when b.id = gone.id then b.renewed
     when b.incremental then least({_RENEWED}, b.written + {YOUNG})
     else {_RENEWED}
@@ -312,13 +327,18 @@ ARRIVED = f"""
   from (
     select b.* from clerk_feed.bookmark as b
 """  # noqa: S608 (our own)
+
+ARRIVED = _LEFT.format(mark="past = b.past or b.id = gone.id")
 """SQL that makes a bookmark past, the first of those selected behind it, with ARRIVED_OF_SEVERAL at its end."""
+
+_EMPTIED = _LEFT.format(mark="emptied = case when b.id = gone.id then clock_timestamp() else b.emptied end")
+"""SQL that notes that an empty answer was made, in the same way."""
 
 ARRIVED_OF_SEVERAL = f"""
     limit 1
   ) as gone
   where b.store = gone.store and b.feed = gone.feed and b.incremental = gone.incremental and b.at = gone.at
-    and b.key_family = gone.key_family and not b.past
+    and b.key_family = gone.key_family and not {PAST.format(of="b")}
     and (
       {AGE.format(of="b")} > now() - {YOUNG}
       or (b.is_end, b.key, b.modified_at) is not distinct from (gone.is_end, gone.key, gone.modified_at)
@@ -331,7 +351,10 @@ and reach back to it."""
 OTHER_ORDER = f"""
       o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
       and o.written > now() - interval '{KEPT_HOURS} hours'
-      and (not o.past or {AGE.format(of="o")} > now() - {YOUNG} and coalesce((select shared from asked), true))
+      and (
+        not {PASSED.format(of="o")}
+        or {AGE.format(of="o")} > now() - {YOUNG} and coalesce((select shared from asked), true)
+      )
 """  # noqa: S608 (our own)
 """SQL for the bookmarks o that lead nowhere any more, because they go by other ids, and that an importer may be at."""
 
@@ -379,9 +402,11 @@ _LOCK_ASKED = """
 select from clerk_feed.asked where store = any($1) and feed = any($2) order by store, feed, incremental for update
 """
 
-_END_WALKS = """
+_END_WALKS = f"""
 with waited_for as (
-  select distinct store, feed from clerk_feed.bookmark where store = any($1) and feed = any($2) and not past
+  select distinct b.store, b.feed
+  from clerk_feed.bookmark as b
+  where b.store = any($1) and b.feed = any($2) and not {PASSED.format(of="b")}
 ), alone as (
   update clerk_feed.asked
   set ended = true, shared_until = '-infinity', failed_over = null
@@ -392,7 +417,7 @@ with waited_for as (
   where store = any($1) and feed = any($2)
 )
 select store, feed from waited_for order by store, feed
-"""
+"""  # noqa: S608 (our own)
 
 _NEWEST_WALK = """
 select id, started::text as started
@@ -448,12 +473,29 @@ from chosen as c
 """  # noqa: S608 (a number of ours)
 
 
-_ARRIVED = f"""
-{ARRIVED}
-    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5 and not b.past
+_OF_A_PLACE = f"""
+    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5
+      and not {PAST.format(of="b")}
     order by b.is_end desc, b.modified_at desc nulls last, {{key}}, b.used, b.id desc
     {ARRIVED_OF_SEVERAL}
 """
+
+_ARRIVED = f"""
+{ARRIVED}
+{_OF_A_PLACE}
+"""
+
+_ENDED = f"""
+{_EMPTIED}
+{_OF_A_PLACE}
+"""
+
+_EMPTY_AGAIN = f"""
+update clerk_feed.bookmark as b
+set emptied = clock_timestamp()
+where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.emptied is not null
+  and not {PAST.format(of="b")}
+"""  # noqa: S608 (only our own text is put in)
 
 _USE = f"""
 with started as ({STARTED.format(start="$4")})
