@@ -26,6 +26,7 @@ from tests.model import (
     Importer,
     Lost,
     Malformed,
+    Moved,
     Operations,
     Repeated,
     Unseen,
@@ -398,7 +399,16 @@ def test_a_retry_where_different_limits_meet(scene: Scene) -> None:
     scene.receive(slow, 0)
 
 
-class Unshared(Bookmarks):
+class EndsAtOnce(Bookmarks):
+    """An empty answer always arrives."""
+
+    async def finish(self, source: Source, page: Page, *, incremental: bool, start: Bookmark) -> None:
+        await super().finish(source, page, incremental=incremental, start=start)
+        async with self._pool.connection() as connection:
+            await connection.execute("update clerk_feed.bookmark set past = true where emptied is not null")
+
+
+class Unshared(EndsAtOnce):
     """A feed is never taken for one that several importers read at once."""
 
     async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
@@ -424,9 +434,8 @@ class Unshared(Bookmarks):
 
 def test_items_are_lost_where_nobody_sees_that_a_feed_is_shared(world: World) -> None:
     scene = Scene(world, Unshared)
-    scene.shop("ints", first=5, count=20, step=1, undated=False)
-    with pytest.raises(AssertionError, match=r"\[11, 12, 13\]"):
-        test_an_importer_with_another_limit_takes_nothing_away(scene)
+    with pytest.raises(Lost):
+        test_a_retry_where_different_limits_meet(scene)
 
 
 class Unordered(Bookmarks):
@@ -689,7 +698,9 @@ def test_an_empty_answer_asked_for_again_is_empty_again(scene: Scene) -> None:
     alone.receive(importer, 0)
 
 
-@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
+@pytest.mark.parametrize(
+    "bookmarks", [Bookmarks, LargePages, pytest.param(EndsAtOnce, marks=pytest.mark.xfail(raises=Moved, strict=True))]
+)
 def test_an_empty_answer_asked_for_again_is_not_the_arrival_of_another_page(
     world: World, bookmarks: type[Bookmarks]
 ) -> None:
@@ -707,11 +718,12 @@ def test_an_empty_answer_asked_for_again_is_not_the_arrival_of_another_page(
     scene.drop([5])
     for _ in range(3):
         scene.receive(third, 0)
-    assert scene.sent_by(other)[0] == 14
     scene.finish(other, 0)
 
 
-@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
+@pytest.mark.parametrize(
+    "bookmarks", [Bookmarks, LargePages, pytest.param(EndsAtOnce, marks=pytest.mark.xfail(raises=Lost, strict=True))]
+)
 def test_an_empty_answer_that_holds_items_when_asked_for_again_is_one_arrival(
     world: World, bookmarks: type[Bookmarks]
 ) -> None:
@@ -728,7 +740,6 @@ def test_an_empty_answer_that_holds_items_when_asked_for_again_is_one_arrival(
     scene.drop([5, 6, 7])
     for _ in range(4):
         scene.receive(first, 0)
-    assert scene.sent_by(other)[0] == 17
     scene.finish(other, 0)
 
 

@@ -7,9 +7,9 @@ smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
 one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
 begin from. An empty answer ends a walk, and nothing tells that it has arrived: one at its own offset becomes past when
-it is too late to ask for it again. Of equal keys one that was used is chosen first and becomes past last, so that asking
-again counts as no second arrival. Those that stay are as young then as the one that went, but for old ones of another
-key. Nothing of this is kept in the process: another one may have served the page before.
+it is too late to ask for it again. Of equal keys one that was used is chosen first and becomes past last, so that
+asking again counts as no second arrival. Those that stay are as young then as the one that went, but for old ones of
+another key. Nothing of this is kept in the process: another one may have served the page before.
 
 What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
 other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for two
@@ -214,13 +214,13 @@ class Bookmarks:
                 ended = (page.offset, page.offset + page.limit, start.pages)
                 shared = await connection.fetchval(_NOTE_END, *feed, *ended)
                 used = await connection.fetchrow(_USE, *feed, start.id, shared)
-                await connection.execute(_EMPTY_AGAIN, *feed, page.offset)
                 # A retry was counted the first time.
                 if used is not None and not shared:
                     key = ordered_key(source, " desc")
                     if used["written_by"] is not None:
                         await connection.execute(_ARRIVED.format(key=key), *feed, used["written_by"], order)
                     await connection.execute(_ENDED.format(key=key), *feed, page.offset, order)
+                await connection.execute(_EMPTY_AGAIN, *feed, page.offset, shared)
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
 
         await self._patiently(mark)
@@ -490,11 +490,11 @@ _ENDED = f"""
 {_OF_A_PLACE}
 """
 
+# Who has come here by way of other pages than these is not led by what they have left.
 _EMPTY_AGAIN = f"""
 update clerk_feed.bookmark as b
-set emptied = clock_timestamp()
-where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.emptied is not null
-  and not {PAST.format(of="b")}
+set emptied = case when b.emptied is not null then clock_timestamp() end, led = b.led and $5
+where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and not {PAST.format(of="b")}
 """  # noqa: S608 (only our own text is put in)
 
 _USE = f"""

@@ -33,6 +33,7 @@ _GROWTH_PAGES = 9
 _EXAMPLES = 5
 _PORTION_BYTES = 4_000_000
 _SAME_SHARE = 0.9
+_DAY = 86_400.0
 """Two pages with this share of ids in common are the same page."""
 
 
@@ -334,13 +335,13 @@ class Probe:
         now = time.time()
         refused: ImportFailedError | None = None
         form = ""
-        for form in (f"{int(now + 86_400)}", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + 86_400)), "1"):
+        for form, to_come in ((_unix(now), _unix(now + _DAY)), (_iso(now), _iso(now + _DAY)), ("1", "1")):
             try:
-                page = self._ask(0, f"asking for what changed after {form}", modified_after=form)
+                ids = self._ids_after(to_come, form)
             except ImportFailedError as failure:
                 refused = failure
                 continue
-            if set(page.ids) != set(first.ids):
+            if ids is None or set(ids) != set(first.ids):
                 if refused is not None:
                     self._found.append(
                         note(
@@ -367,6 +368,14 @@ class Probe:
                 " out of the URL, so that full syncs delete what is gone.",
             )
         )
+
+    def _ids_after(self, to_come: str, form: str) -> list[ItemId] | None:
+        """What changed after a time to come; None where it is refused, as it may be, and the same form is read."""
+        try:
+            return self._ask(0, f"asking for what changed after {to_come}", modified_after=to_come).ids
+        except ImportFailedError:
+            self._ask(0, f"asking for what changed after {form}", modified_after=form)
+            return None
 
     def _look_without_modified_after(self) -> None:
         page = self._ask(0, "asking for what changed within a year", modified_after="8760")
@@ -496,6 +505,14 @@ def pace(seconds: float) -> list[Finding]:
             )
         ]
     return []
+
+
+def _unix(seconds: float) -> str:
+    return str(int(seconds))
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _portions(page: Page) -> Iterator[list[dict[str, object]]]:

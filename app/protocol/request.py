@@ -6,7 +6,7 @@ refused by name: a silent default would make a sync lose items.
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime, timedelta, timezone
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl
 
@@ -25,8 +25,10 @@ MAX_OFFSET = 2**63 - 1
 _MAX_UNITS_BACK = 87_600
 _FIRST_SECONDS = 10**8
 _FIRST_MILLISECONDS = 10**11
-_MOST_SECONDS_AHEAD = 86_400.0
-"""Clerk's clock may be ahead of ours, or a time zone be left out."""
+_MOST_SECONDS_AHEAD = 3600.0
+"""Clerk's clock may be ahead of ours."""
+_EASTERNMOST = timezone(timedelta(hours=14))
+"""Where a day begins first: a time whose zone is not named was there at the earliest."""
 _MAX_DATE_LENGTH = 64
 _SPACE_WAS_PLUS = re.compile(r"^(.+\d\d:?\d\d\S*) (\d\d(?::?\d\d)?)$")
 
@@ -132,9 +134,10 @@ def require_no_parameters(query: str) -> None:
 def parse_modified_after(text: str, *, now: float, unit: HourUnit) -> float | None:
     """Unix seconds, or None where the text means that Clerk's Incremental Time is not set.
 
-    Read: unix seconds (from 1e8), unix milliseconds (from 1e11), ISO 8601 (UTC where it names no zone), and 1 to
-    87600 as hours or days back from `now`. Empty, 0 and null mean a full sync: "0 hours back" would let Clerk
-    delete the whole catalog.
+    Read: unix seconds (from 1e8), unix milliseconds (from 1e11), ISO 8601, and 1 to 87600 as hours or days back from
+    `now`. A time that names no zone is taken for the earliest moment it may be, that of UTC+14: taken for a later one,
+    changes would be left out. Empty, 0 and null mean a full sync: "0 hours back" would let Clerk delete the whole
+    catalog. What is ahead of `now` by no more than an hour is `now`.
     """
     value = text.strip()
     if value.lower() in ("", "null", "none"):
@@ -145,7 +148,7 @@ def parse_modified_after(text: str, *, now: float, unit: HourUnit) -> float | No
         if len(value) > _MAX_DATE_LENGTH or re.fullmatch(r"[0-9.]+", value):
             raise ValueError(value)
         moment = datetime.fromisoformat(_SPACE_WAS_PLUS.sub(r"\1+\2", value))
-        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=_EASTERNMOST)).timestamp()
     except (ValueError, OverflowError):
         rule = "use unix seconds, ISO 8601 such as 2026-01-31T08:00:00Z, or a small number of hours back"
         raise _refusal("modified_after", text, rule) from None
@@ -166,10 +169,10 @@ def _from_number(number: float, text: str, now: float, unit: HourUnit) -> float 
 
 
 def _not_ahead(seconds: float, text: str, now: float) -> float:
-    """The moment, where it is none of the future. 20260131080000 looks like a date, and would be one of 2612."""
+    """The moment, `now` at most. 20260131080000 looks like a date, and would be one of 2612."""
     if seconds > now + _MOST_SECONDS_AHEAD:
         raise _refusal("modified_after", text, "it lies in the future, and a delta since then would lack all changes")
-    return seconds
+    return min(seconds, now)
 
 
 def format_of(accept: str) -> Format:
