@@ -182,6 +182,11 @@ class Shop:
     def __post_init__(self) -> None:
         self.public_key = f"key-{self.name}"
 
+    def forget_empty_answers(self) -> None:
+        """Let it be too late to ask for one again."""
+        sql = "update clerk_feed.bookmark set emptied = emptied - interval '1 hour' where store = $1"
+        self.database.execute(sql, self.name)
+
     def execute(self, sql: str, *values: object) -> None:
         """Run SQL with {s} standing for the store's schema."""
         self.database.execute(sql.replace("{s}", self.name), *values)
