@@ -45,8 +45,8 @@ class FeedQuery(msgspec.Struct, frozen=True):
     modified_after: Annotated[
         str,
         Meta(
-            description="Only what changed after it: unix seconds or milliseconds, ISO 8601, or a small number of hours"
-            " back. Empty, 0 and null mean everything."
+            description="Only what changed after it: unix seconds or milliseconds, ISO 8601 (UTC+14 where it names no"
+            " zone), or a small number of hours back. Empty, 0 and null mean everything."
         ),
     ]
     after: Annotated[
