@@ -731,14 +731,14 @@ class Disturbances(Walks):
     def walk_on_at_the_same_moment(self, process: int, count: int) -> None:
         self._receive_together(self.importers[:count], process)
 
-    @rule(minutes=st.sampled_from((1, 30, 44, 61, 119, 120)))
+    @rule(minutes=st.sampled_from((1, 7, 30, 61, 119, 120)))
     def let_minutes_pass(self, minutes: int) -> None:
-        """No importer is at one place for two hours: what was under way is abandoned by then, and within 45 minutes
+        """No importer is at one place for two hours: what was under way is abandoned by then, and within 8 minutes
         where only the empty answer is missing."""
         for importer in self.importers:
             importer.minutes += minutes
             has_lost_its_end = importer.asked is not None and not importer.asked.ranks
-            if importer.minutes >= (45 if has_lost_its_end else 120):
+            if importer.minutes >= (8 if has_lost_its_end else 120):
                 self.abandon(importer)
         self.let_pass(f"{minutes} minutes")
 
@@ -836,7 +836,7 @@ class Alone(Walks):
         importer.stops_short = False
         if not importer.walking:
             importer.limit = self.limit
-            self.world.let_pass("46 minutes")
+            self.world.let_pass("9 minutes")
         if importer.walking or any(item.valid for item in self.catalog.items.values()):
             return super().receive(importer, process)
         return False

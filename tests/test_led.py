@@ -62,9 +62,11 @@ def test_a_delta_of_too_short_pages(catalog: Shop) -> None:
     refused_at_its_end(catalog, "limit=25&modified_after=2&", 50)
 
 
-def test_a_page_that_failed_is_passed_over(catalog: Shop) -> None:
+@pytest.mark.parametrize("syncs", [1, 2, 3])
+def test_a_page_that_failed_is_passed_over(catalog: Shop, syncs: int) -> None:
     """From the page behind it on, each page is in turn again."""
-    synced(catalog, 50, 300)
+    for _ in range(syncs):
+        synced(catalog, 50, 300)
     for offset in (0, 50):
         assert catalog.get(f"products?limit=50&offset={offset}").status == 200
     assert len(refused_at_its_end(catalog, "limit=50&", 50, start=150)) == 150

@@ -14,11 +14,15 @@ YOUNG = "interval '2 hours'"
 AGE = "coalesce({of}.renewed, {of}.written)"
 """From when the age of a bookmark counts."""
 
-_EMPTY_AGAIN = "interval '45 minutes'"
-"""How long an empty answer may be asked for again. A sync every hour must not meet what the one before has left."""
+_EMPTY_AGAIN = "interval '8 minutes'"
+"""How long an empty answer may be asked for again. The next sync must not meet what the one before has left: syncs that
+go on like that are sent more each time."""
 
-PAST = f"({{of}}.past or {{of}}.emptied is not null and {{of}}.emptied < now() - {_EMPTY_AGAIN})"
-"""Whether nobody is expected at a bookmark any more."""
+PAST = f"""(
+    {{of}}.past or {{of}}.emptied is not null and ({{of}}.incremental or {{of}}.emptied < now() - {_EMPTY_AGAIN})
+  )"""
+"""Whether nobody is expected at a bookmark any more. Deltas may follow each other by minutes: at their end
+nobody is, once an empty answer was made."""
 
 PASSED = "({of}.past or {of}.emptied is not null)"
 """Whether nobody is expected to go on from a bookmark."""

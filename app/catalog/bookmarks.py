@@ -220,7 +220,9 @@ class Bookmarks:
                     if used["written_by"] is not None:
                         await connection.execute(_ARRIVED.format(key=key), *feed, used["written_by"], order)
                     await connection.execute(_ENDED.format(key=key), *feed, page.offset, order)
-                await connection.execute(_EMPTY_AGAIN, *feed, page.offset, shared)
+                await connection.execute(_EMPTY_AGAIN, *feed, page.offset)
+                if not shared:
+                    await connection.execute(_LEADS_NOBODY, *feed, page.offset)
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
 
         await self._patiently(mark)
@@ -490,11 +492,19 @@ _ENDED = f"""
 {_OF_A_PLACE}
 """
 
-# Who has come here by way of other pages than these is not led by what they have left.
 _EMPTY_AGAIN = f"""
 update clerk_feed.bookmark as b
-set emptied = case when b.emptied is not null then clock_timestamp() end, led = b.led and $5
-where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and not {PAST.format(of="b")}
+set emptied = clock_timestamp()
+where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.emptied is not null
+  and not {PAST.format(of="b")}
+"""  # noqa: S608 (only our own text is put in)
+
+# Where the sync before has ended not long ago, this one's pages have left what is not past, all the way.
+_LEADS_NOBODY = f"""
+update clerk_feed.bookmark as b
+set led = false
+where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at <= $4 and b.led
+  and not {PAST.format(of="b")} and b.written > now() - interval '{KEPT_HOURS} hours'
 """  # noqa: S608 (only our own text is put in)
 
 _USE = f"""
