@@ -478,15 +478,15 @@ def test_after_a_failover_nobody_goes_on_from_the_bookmark_of_another(scene: Sce
 def test_items_are_lost_where_nobody_notices_a_failover(world: World) -> None:
     scene = Scene(world, Unwarned)
     scene.shop("ints", first=5, count=20, step=1, undated=False)
-    (importer, *_) = scene.importers
-    scene.finish(importer, 0)
-    scene.put([0, 1, 2])
-    scene.receive(importer, 0)
+    slow, other, _ = scene.importers
+    scene.finish(other, 0)
     scene.world.let_the_standby_follow()
-    scene.receive(importer, 0)
+    scene.receive(slow, 0)
     scene.world.fail_over()
+    scene.drop([5, 6, 7])
+    scene.receive(other, 0)
     with pytest.raises(Lost):
-        scene.finish(importer, 0)
+        scene.finish(slow, 0)
 
 
 def test_after_a_failover_nobody_is_told_in_anothers_place(scene: Scene) -> None:
