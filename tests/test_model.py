@@ -707,6 +707,17 @@ def test_an_empty_answer_asked_for_again_is_empty_again(scene: Scene) -> None:
     alone.receive(importer, 0)
 
 
+def has_lost_its_end(world: World, bookmarks: type[Bookmarks]) -> Scene:
+    """Twelve items, which the first importer has; the empty answer behind them got lost."""
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=5, count=12, step=1, undated=False)
+    (first, *_) = scene.importers
+    for _ in range(4):
+        scene.receive(first, 0)
+    scene.lose(first, 0)
+    return scene
+
+
 @pytest.mark.parametrize(
     "bookmarks", [Bookmarks, LargePages, pytest.param(EndsAtOnce, marks=pytest.mark.xfail(raises=Moved, strict=True))]
 )
@@ -714,12 +725,8 @@ def test_an_empty_answer_asked_for_again_is_not_the_arrival_of_another_page(
     world: World, bookmarks: type[Bookmarks]
 ) -> None:
     """`other` has begun where the walk before had ended, and lost the page that leads to that end."""
-    scene = Scene(world, bookmarks)
-    scene.shop("ints", first=5, count=12, step=1, undated=False)
+    scene = has_lost_its_end(world, bookmarks)
     first, other, third = scene.importers
-    for _ in range(4):
-        scene.receive(first, 0)
-    scene.lose(first, 0)
     for _ in range(3):
         scene.receive(other, 0)
     scene.lose(other, 0)
@@ -736,12 +743,8 @@ def test_an_empty_answer_asked_for_again_is_not_the_arrival_of_another_page(
 def test_an_empty_answer_that_holds_items_when_asked_for_again_is_one_arrival(
     world: World, bookmarks: type[Bookmarks]
 ) -> None:
-    scene = Scene(world, bookmarks)
-    scene.shop("ints", first=5, count=12, step=1, undated=False)
+    scene = has_lost_its_end(world, bookmarks)
     first, other, _ = scene.importers
-    for _ in range(4):
-        scene.receive(first, 0)
-    scene.lose(first, 0)
     scene.put(list(range(17, 27)))
     for _ in range(4):
         scene.receive(other, 0)

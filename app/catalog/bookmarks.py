@@ -220,7 +220,7 @@ class Bookmarks:
                     if used["written_by"] is not None:
                         await connection.execute(_ARRIVED.format(key=key), *feed, used["written_by"], order)
                     await connection.execute(_ENDED.format(key=key), *feed, page.offset, order)
-                await connection.execute(_EMPTY_AGAIN, *feed, page.offset)
+                await connection.execute(_EMPTIED_AGAIN, *feed, page.offset)
                 if not shared:
                     await connection.execute(_LEADS_NOBODY, *feed, page.offset)
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
@@ -492,7 +492,7 @@ _ENDED = f"""
 {_OF_A_PLACE}
 """
 
-_EMPTY_AGAIN = f"""
+_EMPTIED_AGAIN = f"""
 update clerk_feed.bookmark as b
 set emptied = clock_timestamp()
 where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.emptied is not null
@@ -504,7 +504,7 @@ _LEADS_NOBODY = f"""
 update clerk_feed.bookmark as b
 set led = false
 where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at <= $4 and b.led
-  and not {PAST.format(of="b")} and b.written > now() - interval '{KEPT_HOURS} hours'
+  and not {PAST.format(of="b")}
 """  # noqa: S608 (only our own text is put in)
 
 _USE = f"""
