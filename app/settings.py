@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -397,6 +398,7 @@ def _complaints(settings: Settings) -> Iterator[str]:
         yield "stores: none is configured; add a table [stores.<name>] with public_key"
     for store in settings.stores.values():
         yield from _store_complaints(store)
+    yield from _twice_deleting_complaints(settings)
 
 
 def _too_short(path: str, duration: Duration, least: float) -> Iterator[str]:
@@ -571,6 +573,27 @@ def _store_complaints(store: Store) -> Iterator[str]:
             yield f"{place}.delete_orders: it needs rendered = true, by which deletions are known, and private_key"
         if feed.delete_orders and name != "orders":
             yield f"{place}.delete_orders: it belongs to the orders feed only"
+
+
+def _twice_deleting_complaints(settings: Settings) -> Iterator[str]:
+    """Stores that delete each other's items at Clerk: what one has lost the other may have."""
+    for one, other in combinations(settings.stores.values(), 2):
+        if one.public_key != other.public_key:
+            continue
+        for feed in FEEDS:
+            if _deletes(one, feed) and _deletes(other, feed):
+                yield (
+                    f"stores.{other.name}.public_key: it is that of {one.name} too, and both render {feed}: what"
+                    " vanishes from one would be deleted at Clerk although the other has it; give each its own store at"
+                    " Clerk, or leave private_key out of one"
+                )
+                break
+
+
+def _deletes(store: Store, feed: FeedName) -> bool:
+    """Whether what vanishes from a feed is deleted at Clerk."""
+    settings = store.feed(feed)
+    return bool(store.private_key) and settings.rendered and (feed != "orders" or settings.delete_orders)
 
 
 def _refresh_complaints(place: str, feed: FeedSettings) -> Iterator[str]:

@@ -579,6 +579,24 @@ def test_an_empty_public_key_is_as_good_as_none(key: str) -> None:
     assert refusal_of(f'[stores.shop]\npublic_key = "{key}"\n').startswith("stores.shop.public_key: it is empty")
 
 
+TWO = """
+[stores.{name}]
+public_key = "pk"
+private_key = "{private}"
+[stores.{name}.feeds.{feed}]
+rendered = true
+"""
+
+
+def test_two_stores_of_one_key_may_not_delete_each_others_items() -> None:
+    live = TWO.format(name="live", private="secret", feed="products")
+    message = refusal_of(live + TWO.format(name="staging", private="secret", feed="products"))
+    assert message.startswith("stores.staging.public_key: it is that of live too, and both render products")
+    assert "secret" not in message
+    for private, feed in (("secret", "pages"), ("", "products")):
+        assert len(parse(live + TWO.format(name="other", private=private, feed=feed), {}).stores) == 2
+
+
 def test_a_feed_without_token_needs_a_password() -> None:
     message = refusal_of(SHOP + "token_auth = false\n")
     assert message.startswith("stores.shop.token_auth = false: ")
