@@ -71,6 +71,17 @@ DEFINITIONS = {
         True,
         False,
     ),
+    "a stable function behind an operator": (
+        (
+            "create function shop.seen(text, text) returns boolean stable language plpgsql as"
+            " $$ begin return true; end $$;"
+            " create operator shop.=== (leftarg = text, rightarg = text, function = shop.seen);"
+            " create table shop.people (id bigint, email text);"
+            " create view shop.customers as select * from shop.people where email operator(shop.===) 'x'"
+        ),
+        True,
+        False,
+    ),
     "a foreign table": (
         (
             "create foreign data wrapper none_at_all; create server other foreign data wrapper none_at_all;"

@@ -642,18 +642,24 @@ with recursive beneath (oid) as (
   ) as below
 ), relation as (
   select c.oid, c.relkind, c.relhassubclass from beneath join pg_class as c on c.oid = beneath.oid
-), called as (
-  select d.refobjid as oid
+), named as (
+  select d.refclassid, d.refobjid
   from relation
   join pg_rewrite as r on r.ev_class = relation.oid
   join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
-  where relation.relkind = 'v' and d.refclassid = 'pg_proc'::regclass
+  where relation.relkind = 'v'
   union all
-  select d.refobjid
+  select d.refclassid, d.refobjid
   from relation
   join pg_policy as p on p.polrelid = relation.oid
   join pg_depend as d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
-  where d.refclassid = 'pg_proc'::regclass
+), called as (
+  select refobjid as oid from named where refclassid = 'pg_proc'::regclass
+  union all
+  select o.oprcode::oid
+  from named
+  join pg_operator as o on o.oid = named.refobjid
+  where named.refclassid = 'pg_operator'::regclass
 )
 select
   (select array_agg(oid::int8 order by oid) from relation where relkind = 'p' or relhassubclass) as parents,
