@@ -263,6 +263,24 @@ def test_another_type_of_key_makes_the_feed_anew(rendered: RenderedShop) -> None
     assert rendered.database.value("select to_regclass($1)", before) is None
 
 
+@pytest.mark.parametrize("types", [("bigint", "text"), ("text", "bigint"), ("text", "char(8)")])
+def test_an_item_that_is_not_valid_keeps_its_last_version_under_another_type_of_key(
+    rendered: RenderedShop, types: tuple[str, str]
+) -> None:
+    before, after = types
+    rendered.execute(f"alter table {{s}}.products alter id type {before} using id::{before}")
+    rendered.refresh()
+    rendered.execute("update {s}.products set image = null where id in ('1', '100')")
+    rendered.refresh()
+    rendered.execute(f"alter table {{s}}.products alter id type {after} using id::{after}")
+    summary = rendered.refresh()
+    assert (summary.items, summary.vanished, summary.invalid) == (100, 0, 2)
+    assert tombstones(rendered) == []
+    sent = {item["id"]: item for item in rendered.walk("products")}
+    assert sent.keys() == {id if after == "bigint" else str(id) for id in range(1, 101)}
+    assert all(item["image"] for item in sent.values())
+
+
 def tombstones(shop: RenderedShop) -> list[Any]:
     return shop.database.fetch("select * from clerk_feed.tombstone where store = $1 order by id", shop.name)
 

@@ -432,15 +432,11 @@ class _Run:
         vanished = 0
         if old is not None:
             before = await key_of_items(connection, old)
-            if before is not None and before.family == how.key.family:
-                # What is not valid now keeps its last valid version.
-                kept = _KEPT.format(old=items_relation(old), table=items_relation(table))
-                items += await connection.fetchval(kept, stamp)
             json_id = "o.id::text" if before and before.family == "int8" else "to_json(o.id::text)::text"
-            vanished = await connection.fetchval(
-                _BURY_OLD.format(old=items_relation(old), table=items_relation(table), json_id=json_id),
-                stamp, self._store.name, self._feed,
-            )  # fmt: skip
+            parts = {"old": items_relation(old), "table": items_relation(table), "json_id": json_id}
+            # What is not valid now keeps its last valid version.
+            items += await connection.fetchval(_KEPT.format(**parts, new_json_id=how.json_id), stamp)
+            vanished = await connection.fetchval(_BURY_OLD.format(**parts), stamp, self._store.name, self._feed)
         return _Counts(inserted=items, stamped=items, vanished=vanished), items
 
     async def _note_faults(self, table: str, stamp: str) -> int:
@@ -789,10 +785,16 @@ select s."id", s.doc::json, case when s.doc is not null then $1::text::timestamp
 from ({_RENDERED}) as s
 """  # noqa: S608 (our own text)
 
+# Its id is written as that of another type may be; it comes first.
 _KEPT = """
 with kept as (
   update {table} as t
-  set doc = o.doc, modified_at = $1::text::timestamptz
+  set doc = case
+      when starts_with(o.doc::text, '{{"id":' || {json_id})
+      then '{{"id":' || {new_json_id} || substr(o.doc::text, length('{{"id":' || {json_id}) + 1)
+      else o.doc::text
+    end::json,
+    modified_at = $1::text::timestamptz
   from {old} as o
   where t.id::text collate "C" = o.id::text collate "C" and t.doc is null and o.doc is not null
   returning 1
@@ -835,9 +837,7 @@ with buried as (
   select $2, $3, o.id::text, ({json_id})::json, $1::text::timestamptz
   from {old} as o
   where o.doc is not null
-    and not exists (
-      select from {table} as t where t.id::text collate "C" = o.id::text collate "C" and t.doc is not null
-    )
+    and not exists (select from {table} as t where t.id::text collate "C" = o.id::text collate "C")
   returning 1
 )
 select count(*) from buried
