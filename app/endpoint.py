@@ -186,8 +186,9 @@ class Answer:
             async for batch in batches:
                 self.tally.database += self._lap()
                 if size >= CHUNK_BYTES or (limit is None and pending >= BATCH_ROWS):
-                    yield b"".join(pieces)
-                    pieces, size, pending = [], 0, 0
+                    body = b"".join(pieces)
+                    yield body[:-_HELD_BACK]
+                    pieces, size, pending = [body[-_HELD_BACK:]], 0, 0
                     self._lap()  # the client's own time
                 self._source = batch.source
                 self.tally.invalid += len(batch.invalid)
@@ -297,8 +298,8 @@ class Answer:
                 self._walk = await self._catalog.bookmarks.begin(source, whole=whole, caller=self._caller)
                 self.tally.walk = self._walk.walk
             return Span(since=self._since, mark=self._walk), None, True
-        incremental = self._incremental
-        start = await self._catalog.bookmarks.find(source, wanted.offset, wanted.limit or 0, incremental=incremental)
+        since, limit = wanted.modified_after, wanted.limit or 0
+        start = await self._catalog.bookmarks.find(source, wanted.offset, limit, since=since)
         if start is None:
             if self._since is None:
                 await self._catalog.guard.require_none_held_back(self.store, source)
@@ -311,7 +312,7 @@ class Answer:
         # "Hours back" are reckoned from each page's own now: what was to come when the delta began still is.
         since = self._changed_since(start.seconds)
         mark = None
-        if not incremental and self._catalog.reader.reads_standbys:
+        if not self._incremental and self._catalog.reader.reads_standbys:
             mark = await self._catalog.bookmarks.newest_walk(source)
         return Span(start.position, since, mark=mark), start, True
 
@@ -359,6 +360,7 @@ class Answer:
                 self._seconds(),
                 self._since is not None,
                 self._repeated,
+                wanted.modified_after,
             )
             await self._record(start, page, incremental=incremental)
         if reached is None and not again and self.writes:
@@ -517,6 +519,9 @@ class SingleFile:
 
 
 _PIECE_BYTES = 1_000_000
+_HELD_BACK = len(b"}\n")
+"""Bytes of a chunk that go out with the next one. A proxy that speaks HTTP/1.0 to the proxy before us takes a cut for
+the end; so whatever is cut off ends within an item, and can't be read."""
 _WHOLE_FILE = FeedRequest(format="json")
 
 

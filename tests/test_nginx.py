@@ -2,6 +2,7 @@
 
 import gzip
 import http.client
+import json
 import os
 import re
 import shutil
@@ -231,6 +232,38 @@ def test_an_answer_that_the_service_cuts_off_stays_cut_off(
         with pytest.raises(http.client.IncompleteRead) as cut:
             response.read()
     assert 0 < cut.value.partial.count(b"\n") < ITEMS
+
+
+@pytest.mark.parametrize("accepted", ["application/x-ndjson", "application/json"])
+def test_behind_another_proxy_that_takes_a_cut_for_the_end_what_arrives_cannot_be_read(
+    service: Running, proxied: Proxied, database: Database, accepted: str
+) -> None:
+    """The outer one asks the inner one by HTTP/1.0, as nginx does unless told otherwise. The service can't know."""
+    with closing(listen("127.0.0.1:0", user_timeout_seconds=30)) as free:
+        outer: int = free.getsockname()[1]
+
+    def behind_another(text: str) -> str:
+        [inner] = re.findall(r"listen (127\.0\.0\.1:\d+) ssl;", text)
+        location = f"location / {{ proxy_pass https://{inner}; proxy_set_header Host {HOST}; }}"
+        return f"{text}\nserver {{ listen 127.0.0.1:{outer}; {location} }}"
+
+    proxied(service, behind_another)
+    headers = {"X-Clerk-Authorization": f"Bearer {TOKEN}", "Accept": accepted}
+
+    def asked() -> bytes:
+        with closing(http.client.HTTPConnection("127.0.0.1", outer, timeout=60)) as connection:
+            connection.request("GET", "/shop/products", headers=headers)
+            with closing(connection.getresponse()) as response:
+                assert response.status == 200
+                return response.read()
+
+    assert asked().count(b'{"id":') == ITEMS
+    database.execute("update stock.trouble set divisor = 0")
+    body = asked()
+    assert 1000 < body.count(b'{"id":') < ITEMS
+    last = body.splitlines()[-1]
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+        json.loads(last)
 
 
 def test_an_answer_of_a_service_that_is_killed_stays_cut_off(
