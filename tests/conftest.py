@@ -182,9 +182,9 @@ class Shop:
     def __post_init__(self) -> None:
         self.public_key = f"key-{self.name}"
 
-    def forget_empty_answers(self) -> None:
-        """Let it be too late to ask for one again."""
-        sql = "update clerk_feed.bookmark set emptied = emptied - interval '1 hour' where store = $1"
+    def let_the_sync_be_over(self) -> None:
+        """Let it be too late to ask for its empty answer again."""
+        sql = "update clerk_feed.asked set asked = asked - interval '16 minutes' where store = $1"
         self.database.execute(sql, self.name)
 
     def execute(self, sql: str, *values: object) -> None:

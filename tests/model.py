@@ -206,7 +206,7 @@ class World:
     def let_pass(self, interval: str) -> None:
         self.database.execute(
             f"update clerk_feed.bookmark set written = written - interval '{interval}',"
-            f" renewed = renewed - interval '{interval}', emptied = emptied - interval '{interval}'"
+            f" renewed = renewed - interval '{interval}'"
         )
         self.database.execute(
             f"update clerk_feed.asked set asked = asked - interval '{interval}',"
@@ -731,14 +731,14 @@ class Disturbances(Walks):
     def walk_on_at_the_same_moment(self, process: int, count: int) -> None:
         self._receive_together(self.importers[:count], process)
 
-    @rule(minutes=st.sampled_from((1, 7, 30, 61, 119, 120)))
+    @rule(minutes=st.sampled_from((1, 7, 16, 30, 61, 119, 120)))
     def let_minutes_pass(self, minutes: int) -> None:
-        """No importer is at one place for two hours: what was under way is abandoned by then, and within 8 minutes
-        where only the empty answer is missing."""
+        """No importer is at one place for two hours: what was under way is abandoned by then, and a full walk within
+        15 minutes where only the empty answer is missing."""
         for importer in self.importers:
             importer.minutes += minutes
-            has_lost_its_end = importer.asked is not None and not importer.asked.ranks
-            if importer.minutes >= (8 if has_lost_its_end else 120):
+            has_lost_its_end = importer.asked is not None and not importer.asked.ranks and not importer.incremental
+            if importer.minutes >= (15 if has_lost_its_end else 120):
                 self.abandon(importer)
         self.let_pass(f"{minutes} minutes")
 
@@ -821,7 +821,7 @@ class Alone(Walks):
     """One importer that asks for no page twice and finishes every walk: it is sent no item twice.
 
     It begins no walk of an empty feed: that leaves an end mark behind which nobody asks for. Its limit changes
-    between walks only, and they lie so far apart that nobody waits for an empty answer any more.
+    between walks only, and they lie so far apart that nobody asks for the end of the one before any more.
     """
 
     importers_count = 1
@@ -836,7 +836,7 @@ class Alone(Walks):
         importer.stops_short = False
         if not importer.walking:
             importer.limit = self.limit
-            self.world.let_pass("9 minutes")
+            self.world.let_pass("16 minutes")
         if importer.walking or any(item.valid for item in self.catalog.items.values()):
             return super().receive(importer, process)
         return False

@@ -493,7 +493,7 @@ def test_items_replaced_in_mid_walk_do_not_raise_the_measure(catalog: Shop) -> N
     """All rows get new ids, in one transaction, while a walk is half done: it is sent both."""
     fill(catalog, 1, 200)
     walk(catalog)
-    catalog.forget_empty_answers()
+    catalog.let_the_sync_be_over()
     for offset in (0, 50):
         assert catalog.get(f"products?limit=50&offset={offset}").status == 200
     catalog.execute("update {s}.products set id = id + 1000")

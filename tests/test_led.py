@@ -17,6 +17,7 @@ def synced(shop: Shop, limit: int, count: int, more: str = "") -> None:
         )
     for offset in range(0, count + limit, limit):
         assert shop.get(f"products?limit={limit}&offset={offset}{more}").status == 200
+    shop.let_the_sync_be_over()
 
 
 def refused_at_its_end(shop: Shop, query: str, step: int, start: int = 0) -> list[int]:

@@ -2,8 +2,8 @@
 
 As long as a feed's pages are asked for as one importer asks for them (one behind the other, each perhaps more than
 once, to the end and from the start again), it can be told which of its bookmarks are past. A page out of turn, another
-limit in mid-walk, a start before the end or two pages at the same moment: then importers have met, and for two hours
-nothing becomes past. See bookmarks.py for the rule.
+limit in mid-walk, a start before the end or just behind it, or two pages at the same moment: then importers have met,
+or may have, and for two hours nothing becomes past. See bookmarks.py for the rule.
 
 $1 is the store and $2 the feed in all of it.
 """
@@ -14,24 +14,19 @@ YOUNG = "interval '2 hours'"
 AGE = "coalesce({of}.renewed, {of}.written)"
 """From when the age of a bookmark counts."""
 
-_EMPTY_AGAIN = "interval '8 minutes'"
-"""How long an empty answer may be asked for again. The next sync must not meet what the one before has left: syncs that
-go on like that are sent more each time."""
-
-PAST = f"""(
-    {{of}}.past or {{of}}.emptied is not null and ({{of}}.incremental or {{of}}.emptied < now() - {_EMPTY_AGAIN})
-  )"""
-"""Whether nobody is expected at a bookmark any more. Deltas may follow each other by minutes: at their end
-nobody is, once an empty answer was made."""
-
-PASSED = "({of}.past or {of}.emptied is not null)"
-"""Whether nobody is expected to go on from a bookmark."""
+_END_ASKED_AGAIN = "interval '15 minutes'"
+"""How long the end of a full sync may be asked for again, because its answer got lost. Who begins a sync within that
+time, and who asks for the end then, look like one importer; and a page of the first would count as arrived by the
+request of the second. Deltas may follow each other by minutes: for them see CANDIDATES in bookmarks.py."""
 
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
 
 _OUT_OF_TURN = f"""case
-      when {{offset}} = 0 then not (o.ended or o.written_by = 0 or o.asked < now() - {YOUNG})
+      when {{offset}} = 0 then not (
+        o.ended and (o.incremental or o.asked < now() - {_END_ASKED_AGAIN})
+        or o.written_by = 0 or o.asked < now() - {YOUNG}
+      )
       else {{offset}} not in (o.at, o.written_by) or {{limit}} <> o.at - o.written_by
     end"""
 """Whether one importer, alone, would not ask for the page at an offset after what was asked last, o."""
@@ -56,7 +51,7 @@ whoever asks now, and whether there was a failover within that time."""
 
 LED = """(
     coalesce((select in_turn from asked), false)
-    or exists (select from b where b.led and not b.is_past and not b.old and b.at - b.written_by = {limit})
+    or exists (select from b where b.led and not b.past and not b.old and b.at - b.written_by = {limit})
   )"""
 """Behind ASKED and the bookmarks b to choose from: whether the pages before have led whoever asks to this one.
 
@@ -115,8 +110,7 @@ STARTED = f"""
   set used = true
   from (select o.id, o.used from clerk_feed.bookmark as o where o.id = {{start}} for update skip locked) as o
   where s.id = o.id
-  returning s.id, s.written_by, s.at, o.used as again,
-    {PAST.format(of="s")} or {AGE.format(of="s")} < now() - {YOUNG} as over
+  returning s.id, s.written_by, s.at, o.used as again, s.past or {AGE.format(of="s")} < now() - {YOUNG} as over
 """  # noqa: S608 (our own)
 """A page begins from a bookmark; `again` where one had before."""
 
@@ -126,7 +120,7 @@ ARRIVED_AT = f"""
     where not started.again and not started.over and not {{shared}} and not exists (
       select
       from clerk_feed.bookmark as o
-      where {_THE_FEED} and o.at = started.at and not {PAST.format(of="o")} and o.id <> started.id
+      where {_THE_FEED} and o.at = started.at and not o.past and o.id <> started.id
         and {AGE.format(of="o")} > now() - {YOUNG}
     )
 """  # noqa: S608 (our own)
@@ -139,7 +133,7 @@ may have been left by a walk that was given up.
 LOST = f"""
   select
   from clerk_feed.bookmark as o
-  where {_THE_FEED} and o.at <= {{offset}} and not {PASSED.format(of="o")}
+  where {_THE_FEED} and o.at <= {{offset}} and not o.past
     and o.timeline <> clerk_feed.timeline() and {AGE.format(of="o")} > now() - {YOUNG}
 """  # noqa: S608 (our own)
 """Bookmarks of before a failover that walks may have gone on from, as far as the offset."""

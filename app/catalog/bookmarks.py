@@ -6,15 +6,16 @@ smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out
 
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
 one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
-begin from. An empty answer ends a walk, and nothing tells that it has arrived: one at its own offset becomes past when
-it is too late to ask for it again. Of equal keys one that was used is chosen first and becomes past last, so that
-asking again counts as no second arrival. Those that stay are as young then as the one that went, but for old ones of
-another key. Nothing of this is kept in the process: another one may have served the page before.
+begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
+used is chosen first and becomes past last, so that asking again counts as no second arrival. Those that stay are as
+young then as the one that went, but for old ones of another key. Nothing of this is kept in the process: another one
+may have served the page before.
 
 What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
 other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for two
 hours: nothing becomes past, and what is past is chosen like the rest. Items may be sent twice then; none is left out.
-See asked.py.
+See asked.py. The pages of one delta name the same moment (`modified_after`), so for whoever names it what is past is
+chosen like the rest.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,21 +24,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import (
-    AGE,
-    ARRIVED_AT,
-    ASKED,
-    CLASH,
-    LED,
-    LOST,
-    NOTE,
-    NOTED,
-    PASSED,
-    PAST,
-    SHARED,
-    STARTED,
-    YOUNG,
-)
+from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import key_changed
 from app.catalog.source import Source
@@ -95,6 +82,8 @@ class Page(msgspec.Struct, frozen=True):
     """Whether only what changed was read, which modified_after alone does not say."""
     repeated: bool = False
     """Whether it holds an id twice."""
+    since: float | None = None
+    """The modified_after of a delta, in unix seconds."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -115,15 +104,16 @@ class Bookmarks:
         self._resume_seconds = resume_seconds
         self._emit = emit
 
-    async def find(self, source: Source, offset: int, limit: int, *, incremental: bool) -> Bookmark | None:
-        """The bookmark a page at this offset starts from.
+    async def find(self, source: Source, offset: int, limit: int, *, since: float | None) -> Bookmark | None:
+        """The bookmark a page at this offset starts from; `since`: the modified_after of a delta, in unix seconds.
 
         Raises Refusal when the database stays away, and where the walk can't go on.
         """
+        incremental = since is not None
         order = source.order_of(incremental=incremental)
         place = (source.store, source.feed, incremental, offset, order, limit)
         find = _FIND.format(key=ordered_key(source))
-        row = await self._patiently(lambda connection: connection.fetchrow(find, *place))
+        row = await self._patiently(lambda connection: connection.fetchrow(find, *place, since))
         if row is None:
             row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
             if row["failed_over"]:
@@ -201,6 +191,7 @@ class Bookmarks:
                 start is None or start.led,
                 page.seconds,
                 page.seconds + (start.seconds if start else 0.0) if incremental else None,
+                page.since,
             )
         )
         return row["walk"], row["id"]
@@ -216,13 +207,10 @@ class Bookmarks:
                 used = await connection.fetchrow(_USE, *feed, start.id, shared)
                 # A retry was counted the first time.
                 if used is not None and not shared:
-                    key = ordered_key(source, " desc")
+                    arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
                     if used["written_by"] is not None:
-                        await connection.execute(_ARRIVED.format(key=key), *feed, used["written_by"], order)
-                    await connection.execute(_ENDED.format(key=key), *feed, page.offset, order)
-                await connection.execute(_EMPTIED_AGAIN, *feed, page.offset)
-                if not shared:
-                    await connection.execute(_LEADS_NOBODY, *feed, page.offset)
+                        await connection.execute(arrived, *feed, used["written_by"], order)
+                    await connection.execute(arrived, *feed, page.offset, order)
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
 
         await self._patiently(mark)
@@ -303,25 +291,26 @@ RANK = "case when c.over then 'past' when c.late then 'old' else 'current' end"
 """SQL for the rank of a chosen bookmark c."""
 
 CANDIDATES = f"""
-  select *, is_past and (old or not shared) as over,
-    old or is_past and shared and not bool_or(not is_past and not old) over () as late
+  select *, past and (old or not (shared or same_delta)) as over,
+    old or past and (shared or same_delta) and not bool_or(not past and not old) over () as late
   from (
-    select b.*, {PAST.format(of="b")} as is_past, {AGE.format(of="b")} < now() - {YOUNG} as old,
-      coalesce((select shared from asked), true) as shared
+    select b.*, {AGE.format(of="b")} < now() - {YOUNG} as old,
+      coalesce((select shared from asked), true) as shared, coalesce(b.since = {{since}}, false) as same_delta
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
   ) as b
 """  # noqa: S608 (our own)
 """SQL for the bookmarks to choose from, as a page of asked finds them: over goes last, and late behind what is not.
 
-In a shared feed what became past within two hours is as good as what would be chosen without it.
+In a shared feed what became past within two hours is as good as what would be chosen without it. So is what belongs to
+the delta `since` the same moment: it may be whose bookmark that is who asks again.
 """
 
 _RENEWED = f"greatest({AGE.format(of='b')}, {AGE.format(of='gone')})"
 
-_LEFT = f"""
+ARRIVED = f"""
   update clerk_feed.bookmark as b
-  set {{mark}}, renewed = case
+  set past = b.past or b.id = gone.id, renewed = case
     when b.id = gone.id then b.renewed
     when b.incremental then least({_RENEWED}, b.written + {YOUNG})
     else {_RENEWED}
@@ -329,18 +318,13 @@ _LEFT = f"""
   from (
     select b.* from clerk_feed.bookmark as b
 """  # noqa: S608 (our own)
-
-ARRIVED = _LEFT.format(mark="past = b.past or b.id = gone.id")
 """SQL that makes a bookmark past, the first of those selected behind it, with ARRIVED_OF_SEVERAL at its end."""
-
-_EMPTIED = _LEFT.format(mark="emptied = case when b.id = gone.id then clock_timestamp() else b.emptied end")
-"""SQL that notes that an empty answer was made, in the same way."""
 
 ARRIVED_OF_SEVERAL = f"""
     limit 1
   ) as gone
   where b.store = gone.store and b.feed = gone.feed and b.incremental = gone.incremental and b.at = gone.at
-    and b.key_family = gone.key_family and not {PAST.format(of="b")}
+    and b.key_family = gone.key_family and not b.past
     and (
       {AGE.format(of="b")} > now() - {YOUNG}
       or (b.is_end, b.key, b.modified_at) is not distinct from (gone.is_end, gone.key, gone.modified_at)
@@ -353,10 +337,7 @@ and reach back to it."""
 OTHER_ORDER = f"""
       o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
       and o.written > now() - interval '{KEPT_HOURS} hours'
-      and (
-        not {PASSED.format(of="o")}
-        or {AGE.format(of="o")} > now() - {YOUNG} and coalesce((select shared from asked), true)
-      )
+      and (not o.past or {AGE.format(of="o")} > now() - {YOUNG} and coalesce((select shared from asked), true))
 """  # noqa: S608 (our own)
 """SQL for the bookmarks o that lead nowhere any more, because they go by other ids, and that an importer may be at."""
 
@@ -404,11 +385,9 @@ _LOCK_ASKED = """
 select from clerk_feed.asked where store = any($1) and feed = any($2) order by store, feed, incremental for update
 """
 
-_END_WALKS = f"""
+_END_WALKS = """
 with waited_for as (
-  select distinct b.store, b.feed
-  from clerk_feed.bookmark as b
-  where b.store = any($1) and b.feed = any($2) and not {PASSED.format(of="b")}
+  select distinct store, feed from clerk_feed.bookmark where store = any($1) and feed = any($2) and not past
 ), alone as (
   update clerk_feed.asked
   set ended = true, shared_until = '-infinity', failed_over = null
@@ -419,7 +398,7 @@ with waited_for as (
   where store = any($1) and feed = any($2)
 )
 select store, feed from waited_for order by store, feed
-"""  # noqa: S608 (our own)
+"""
 
 _NEWEST_WALK = """
 select id, started::text as started
@@ -431,7 +410,12 @@ limit 1
 
 _FIND = f"""
 with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="$6::int8")}), b as materialized (
-  {CANDIDATES.format(where="b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5")}
+  {
+    CANDIDATES.format(
+        where="b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5",
+        since="$7::float8",
+    )
+}
 ), chosen as (
   select * from b
   order by b.over, b.late, b.is_end, b.modified_at nulls first, {{key}}, b.used desc, b.id
@@ -475,37 +459,12 @@ from chosen as c
 """  # noqa: S608 (a number of ours)
 
 
-_OF_A_PLACE = f"""
-    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5
-      and not {PAST.format(of="b")}
+_ARRIVED = f"""
+{ARRIVED}
+    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5 and not b.past
     order by b.is_end desc, b.modified_at desc nulls last, {{key}}, b.used, b.id desc
     {ARRIVED_OF_SEVERAL}
 """
-
-_ARRIVED = f"""
-{ARRIVED}
-{_OF_A_PLACE}
-"""
-
-_ENDED = f"""
-{_EMPTIED}
-{_OF_A_PLACE}
-"""
-
-_EMPTIED_AGAIN = f"""
-update clerk_feed.bookmark as b
-set emptied = clock_timestamp()
-where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.emptied is not null
-  and not {PAST.format(of="b")}
-"""  # noqa: S608 (only our own text is put in)
-
-# Where the sync before has ended not long ago, this one's pages have left what is not past, all the way.
-_LEADS_NOBODY = f"""
-update clerk_feed.bookmark as b
-set led = false
-where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at <= $4 and b.led
-  and not {PAST.format(of="b")}
-"""  # noqa: S608 (only our own text is put in)
 
 _USE = f"""
 with started as ({STARTED.format(start="$4")})
@@ -554,11 +513,11 @@ with {
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
-    is_end, clash, ambiguous, repeated, led, began)
+    is_end, clash, ambiguous, repeated, led, began, since)
 select
   coalesce((select id from gone_on), (select id from begun)),
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19, $20,
-  now() - make_interval(secs => $22::float8)
+  now() - make_interval(secs => $22::float8), $23
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LED, LOST, NOTE, NOTED, PAST, SHARED, STARTED
+from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED
 from app.catalog.bookmarks import (
     ARRIVED,
     ARRIVED_OF_SEVERAL,
@@ -78,7 +78,8 @@ def _statement(source: Source, limit: int) -> str:
     behind = f"(select key::{family} from chosen where not is_end)"  # noqa: S608 (our own)
     asked = ASKED.format(incremental="false", offset="$3", limit=limit)
     candidates = CANDIDATES.format(
-        where="b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4"
+        where="b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4",
+        since="null::float8",
     )
     lost = LOST.format(incremental="false", offset="$3")
     noted = NOTE.format(
@@ -122,7 +123,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
 ), {noted}, started as ({STARTED.format(start="(select chosen.id from chosen, full_page)")}), arrived as (
   {ARRIVED}
     where b.store = $1 and b.feed = $2 and not b.incremental and b.at = ({arrived_at})
-      and b.key_family = $4 and not {PAST.format(of="b")}
+      and b.key_family = $4 and not b.past
     order by b.is_end desc, {ordered_key(source, " desc")}, b.used, b.id desc
   {ARRIVED_OF_SEVERAL}
 ), inexact as materialized (
