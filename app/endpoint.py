@@ -186,9 +186,9 @@ class Answer:
             async for batch in batches:
                 self.tally.database += self._lap()
                 if size >= CHUNK_BYTES or (limit is None and pending >= BATCH_ROWS):
-                    body = b"".join(pieces)
-                    yield body[:-_HELD_BACK]
-                    pieces, size, pending = [body[-_HELD_BACK:]], 0, 0
+                    last = pieces.pop()
+                    yield b"".join((*pieces, memoryview(last)[:-_HELD_BACK]))
+                    pieces, size, pending = [last[-_HELD_BACK:]], 0, 0
                     self._lap()  # the client's own time
                 self._source = batch.source
                 self.tally.invalid += len(batch.invalid)
