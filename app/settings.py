@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -576,16 +576,17 @@ def _store_complaints(store: Store) -> Iterator[str]:
 
 
 def _twice_deleting_complaints(settings: Settings) -> Iterator[str]:
-    """Stores that delete each other's items at Clerk: what one has lost the other may have."""
+    """Stores whose items another one deletes at Clerk: what one has lost the other may have."""
     for one, other in combinations(settings.stores.values(), 2):
         if one.public_key != other.public_key:
             continue
-        for feed in FEEDS:
-            if _deletes(one, feed) and _deletes(other, feed):
+        for store, feed in product((one, other), FEEDS):
+            if _deletes(store, feed):
                 yield (
-                    f"stores.{other.name}.public_key: it is that of {one.name} too, and both render {feed}: what"
-                    " vanishes from one would be deleted at Clerk although the other has it; give each its own store at"
-                    " Clerk, or leave private_key out of one"
+                    f"stores.{other.name}.public_key: it is that of {one.name} too, and {store.name} has rendered"
+                    f" {feed} and a private_key: what vanishes from it is deleted at Clerk, though the other store may"
+                    " have it. Make them one store, whose feeds may each have a source of their own, or give each its"
+                    " own store at Clerk"
                 )
                 break
 
