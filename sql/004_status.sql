@@ -20,7 +20,7 @@ create table clerk_feed.process (
 comment on table clerk_feed.process is 'One row for each process that serves feeds; deleted when it stops, or after a day.';
 
 create table clerk_feed.occurrence (
-  -- refused, cut off, verified, invalid, source failed, …
+  -- refused, cut off, verified, invalid, source failed and others
   kind text not null,
   -- Empty where it belongs to none.
   store text not null,
