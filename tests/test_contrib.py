@@ -21,8 +21,8 @@ USER = "postgres"
 
 
 @pytest.fixture(scope="module")
-def create_with_contrib(loop: Loop) -> Iterator[Callable[[str], Database]]:
-    """Makes fresh databases of a server of the machine's packages."""
+def create_with_contrib(loop: Loop) -> Iterator[Callable[..., Database]]:
+    """Makes fresh databases of a server of the machine's packages; the second argument says with what."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not found:
         pytest.skip("no PostgreSQL with contrib here; on Debian: apt-get install postgresql")
@@ -42,11 +42,11 @@ def create_with_contrib(loop: Loop) -> Iterator[Callable[[str], Database]]:
     run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f'-F -h "" -k {folder}', "start")
     made: list[Database] = []
 
-    def create(name: str) -> Database:
+    def create(name: str, options: str = "") -> Database:
         dsn = f"postgresql://{USER}@/{{}}?host={folder}"
         with closing(Database(loop, dsn.format("postgres"))) as admin:
             admin.execute(f"drop database if exists {name} with (force)")
-            admin.execute(f"create database {name}")
+            admin.execute(f"create database {name} {options}")
         made.append(Database(loop, dsn.format(name)))
         return made[-1]
 
@@ -58,7 +58,7 @@ def create_with_contrib(loop: Loop) -> Iterator[Callable[[str], Database]]:
 
 
 @pytest.fixture
-def database(create_with_contrib: Callable[[str], Database]) -> Database:
+def database(create_with_contrib: Callable[..., Database]) -> Database:
     shop = create_with_contrib("shop")
     shop.execute("create schema shop")
     return shop
@@ -100,7 +100,7 @@ class Shop(NamedTuple):
 
 
 @pytest.fixture
-def shop(database: Database, create_with_contrib: Callable[[str], Database], loop: Loop) -> Shop:
+def shop(database: Database, create_with_contrib: Callable[..., Database], loop: Loop) -> Shop:
     prices = create_with_contrib("prices")
     prices.execute("create table prices (id bigint primary key, price numeric)")
     host = database.dsn.rpartition("=")[2]
@@ -142,6 +142,42 @@ def test_a_whole_feed_that_waits_for_another_server_lacks_nothing(shop: Shop, cl
         answer = meanwhile(partial(service.get, "/shop/products"))
     assert answer.status == 200
     assert sorted(ids(answer.lines)) == list(range(1, 20_001))
+
+
+@pytest.mark.parametrize("limit", [500, 1000])
+def test_text_ids_of_another_server_that_sorts_otherwise_are_walked(
+    create_with_contrib: Callable[..., Database], clerk: FakeClerk, serve: Serve, limit: int
+) -> None:
+    """Both orders are called "default". It compares what may be asked of it, and what it answers is sorted here."""
+    here = create_with_contrib("shop", "template template0 locale_provider icu icu_locale 'en-US'")
+    there = create_with_contrib("pim")
+    skus = [f"p{number:05}" for number in range(1900)]
+    skus += [f"{letter}{number:03}" for letter in "Xq" for number in range(100)]
+    for database in (here, there):
+        database.execute("create schema shop")
+    there.execute(PRODUCTS.replace("{s}.products", "shop.items").replace("id bigint", "id text"))
+    there.execute("insert into shop.items (id) select unnest($1::text[])", skus)
+    there.execute("analyze")
+    host = here.dsn.rpartition("=")[2]
+    here.execute("create extension postgres_fdw")
+    here.execute(f"create server pim foreign data wrapper postgres_fdw options (host '{host}', dbname 'pim')")
+    here.execute(f"create user mapping for current_user server pim options (user '{USER}')")
+    here.execute("import foreign schema shop limit to (items) from server pim into shop")
+    here.execute("create table shop.stock as select unnest($1::text[]) as sku, 5 as stock", skus)
+    here.execute("alter table shop.stock add primary key (sku)")
+    here.execute(
+        "create view shop.products as"
+        " select i.*, coalesce(s.stock, 0) as stock from shop.items as i left join shop.stock as s on s.sku = i.id"
+    )
+    service = serve(one_store(here.dsn, clerk))
+    found: list[str] = []
+    for offset in range(0, 10 * limit, limit):
+        answer = service.get(f"/shop/products?limit={limit}&offset={offset}")
+        assert answer.status == 200
+        if not answer.body:
+            break
+        found += [item["id"] for item in answer.lines]
+    assert sorted(found) == sorted(skus)
 
 
 def test_citext_is_served_as_text_and_is_a_key(database: Database, clerk: FakeClerk, serve: Serve) -> None:

@@ -82,6 +82,25 @@ DEFINITIONS = {
         True,
         False,
     ),
+    "a stable function behind an aggregate": (
+        (
+            "create function shop.add(bigint, text) returns bigint stable language plpgsql as"
+            " $$ begin return $1 + 1; end $$;"
+            " create aggregate shop.how_many(text) (sfunc = shop.add, stype = bigint, initcond = '0');"
+            " create table shop.people (id bigint, email text);"
+            " create view shop.customers as select id, shop.how_many(email)::text as email from shop.people group by id"
+        ),
+        True,
+        False,
+    ),
+    "an aggregate of PostgreSQL's own": (
+        (
+            "create table shop.people (id bigint, email text);"
+            " create view shop.customers as select id, string_agg(email, ' ') as email from shop.people group by id"
+        ),
+        False,
+        False,
+    ),
     "a foreign table": (
         (
             "create foreign data wrapper none_at_all; create server other foreign data wrapper none_at_all;"

@@ -301,8 +301,10 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
     if store.feed(feed).rendered:
         return await _describe_rendered(connection, store, feed)
     relation, columns = await columns_of(connection, store, feed)
-    source = build(store.name, feed, relation, columns)
     beneath = await connection.fetchrow(_BENEATH, relation.schema, relation.name)
+    if beneath["is_foreign"]:
+        columns = [compared_here(column) if column.name == "id" else column for column in columns]
+    source = build(store.name, feed, relation, columns)
     if beneath["parents"]:
         partitions = _PARTITIONS.format(parents=",".join(map(str, beneath["parents"])))
         seen = await connection.fetchval(partitions)
@@ -332,6 +334,17 @@ async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Rel
             f" grant select on {relation} to {quoted(role)};",
         )
     return relation, [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
+
+
+def compared_here(id: Column) -> Column:
+    """An id in an order that another server is never asked for.
+
+    Its default order may be another one than ours: what it compares and we sort would be in two orders, and what is
+    behind a key in one of them only would never be sent. postgres_fdw asks for no collation that is not the column's.
+    """
+    if id.is_array or id.collation or id.type not in TEXTS:
+        return id
+    return msgspec.structs.replace(id, collation='pg_catalog."C"')
 
 
 def build(store: str, feed: FeedName, relation: Relation, columns: list[Column]) -> Source:
@@ -660,9 +673,15 @@ with recursive beneath (oid) as (
   from named
   join pg_operator as o on o.oid = named.refobjid
   where named.refclassid = 'pg_operator'::regclass
+  union all
+  select unnest(array[aggtransfn, aggfinalfn, aggcombinefn, aggmtransfn, aggminvtransfn, aggmfinalfn]::oid[])
+  from named
+  join pg_aggregate as a on a.aggfnoid = named.refobjid
+  where named.refclassid = 'pg_proc'::regclass
 )
 select
   (select array_agg(oid::int8 order by oid) from relation where relkind = 'p' or relhassubclass) as parents,
+  exists (select from relation where relkind = 'f') as is_foreign,
   -- What a function reads is hidden in its text.
   exists (select from relation where relkind = 'f')
     or (exists (select from called) and exists (select from pg_class where relkind = 'f')) as is_elsewhere,
