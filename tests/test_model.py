@@ -392,17 +392,6 @@ def test_a_retry_where_different_limits_meet(scene: Scene) -> None:
     scene.receive(slow, 0)
 
 
-class EndsArrive(Bookmarks):
-    """Whoever begins a sync at any time after the end of another is taken for the same importer."""
-
-    async def turn(
-        self, source: Source, page: Page, *, incremental: bool, start: Bookmark | None, begun: Mark | None = None
-    ) -> tuple[int, int]:
-        async with self._pool.connection() as connection:
-            await connection.execute("update clerk_feed.asked set asked = asked - interval '15 minutes' where ended")
-        return await super().turn(source, page, incremental=incremental, start=start, begun=begun)
-
-
 class Unshared(Bookmarks):
     """A feed is never taken for one that several importers read at once."""
 
@@ -421,7 +410,8 @@ class Unshared(Bookmarks):
         async with self._pool.connection() as connection:
             await connection.execute(
                 "update clerk_feed.asked"
-                " set at = $1::int8, written_by = $1::int8 - $2::int8, shared_until = '-infinity', ended = true",
+                " set at = $1::int8, written_by = $1::int8 - $2::int8, shared_until = '-infinity', ended = true,"
+                " asked = now() - interval '1 hour'",
                 offset,
                 limit,
             )
@@ -722,7 +712,7 @@ def has_lost_its_end(world: World, bookmarks: type[Bookmarks], *, incremental: b
 
 
 @pytest.mark.parametrize(
-    "bookmarks", [Bookmarks, LargePages, pytest.param(EndsArrive, marks=pytest.mark.xfail(raises=Moved, strict=True))]
+    "bookmarks", [Bookmarks, LargePages, pytest.param(Unshared, marks=pytest.mark.xfail(raises=Moved, strict=True))]
 )
 def test_an_empty_answer_asked_for_again_is_not_the_arrival_of_another_page(
     world: World, bookmarks: type[Bookmarks]
@@ -741,7 +731,7 @@ def test_an_empty_answer_asked_for_again_is_not_the_arrival_of_another_page(
 
 
 @pytest.mark.parametrize(
-    "bookmarks", [Bookmarks, LargePages, pytest.param(EndsArrive, marks=pytest.mark.xfail(raises=Lost, strict=True))]
+    "bookmarks", [Bookmarks, LargePages, pytest.param(Unshared, marks=pytest.mark.xfail(raises=Lost, strict=True))]
 )
 def test_an_empty_answer_that_holds_items_when_asked_for_again_is_one_arrival(
     world: World, bookmarks: type[Bookmarks]
@@ -762,7 +752,7 @@ LOSES = pytest.mark.xfail(raises=Lost, strict=True)
 
 
 @pytest.mark.parametrize("minutes", [1, 30])
-@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages, pytest.param(EndsArrive, marks=LOSES)])
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages, pytest.param(Unshared, marks=LOSES)])
 def test_who_begins_behind_a_lost_empty_answer_may_take_his_time(
     world: World, bookmarks: type[Bookmarks], minutes: int
 ) -> None:
@@ -780,7 +770,7 @@ def test_who_begins_behind_a_lost_empty_answer_may_take_his_time(
     scene.finish(slow, 0)
 
 
-@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages, pytest.param(EndsArrive, marks=LOSES)])
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages, pytest.param(Unshared, marks=LOSES)])
 def test_an_empty_answer_that_is_lost_twice_is_the_arrival_of_nobody(world: World, bookmarks: type[Bookmarks]) -> None:
     scene = Scene(world, bookmarks)
     scene.shop("ints", first=1, count=6, step=1, undated=False)
@@ -809,7 +799,7 @@ def test_an_empty_answer_that_is_lost_twice_is_the_arrival_of_nobody(world: Worl
 
 
 @pytest.mark.parametrize(
-    "bookmarks", [Bookmarks, LargePages, pytest.param(EndsArrive, marks=pytest.mark.xfail(raises=Moved, strict=True))]
+    "bookmarks", [Bookmarks, LargePages, pytest.param(Unshared, marks=pytest.mark.xfail(raises=Moved, strict=True))]
 )
 def test_an_end_that_holds_items_and_is_lost_again_is_the_arrival_of_nobody(
     world: World, bookmarks: type[Bookmarks]
@@ -830,6 +820,50 @@ def test_an_end_that_holds_items_and_is_lost_again_is_the_arrival_of_nobody(
     scene.drop([1, 2, 3])
     scene.receive(first, 0)
     scene.finish(slow, 0)
+
+
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages, pytest.param(Unshared, marks=LOSES)])
+def test_importers_side_by_side_of_which_one_loses_its_end(world: World, bookmarks: type[Bookmarks]) -> None:
+    """Each page of the second looks like the first one's, asked for again."""
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=1, count=12, step=1, undated=False)
+    first, second, _ = scene.importers
+    for _ in range(4):
+        scene.receive(first, 0)
+        scene.receive(second, 0)
+    scene.lose(first, 0)
+    scene.put([13, 14, 15, 16, 17, 18])
+    scene.let_pass("1 minute")
+    scene.finish(first, 0)
+    scene.let_pass("16 minutes")
+    for _ in range(4):
+        scene.receive(first, 0)
+    scene.finish(second, 0)
+    scene.let_pass("16 minutes")
+    scene.drop([10, 11, 12])
+    for _ in range(4):
+        scene.receive(second, 0)
+    scene.finish(first, 0)
+
+
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
+def test_two_slow_pages_of_one_take_nothing_from_another(world: World, bookmarks: type[Bookmarks]) -> None:
+    """That the first page arrived is seen when the one behind the second is asked for, 168 minutes later."""
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=1, count=18, step=1, undated=False)
+    slow, other, _ = scene.importers
+    scene.receive(slow, 0)
+    scene.drop([1])
+    scene.finish(other, 0)
+    scene.let_pass("101 minutes")
+    scene.receive(other, 0)
+    scene.receive(slow, 0)
+    scene.let_pass("67 minutes")
+    scene.finish(slow, 0)
+    scene.let_pass("16 minutes")
+    scene.drop([2, 3, 4])
+    scene.receive(slow, 0)
+    scene.finish(other, 0)
 
 
 class Momentless(Bookmarks):

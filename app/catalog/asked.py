@@ -1,9 +1,10 @@
 """What was asked of a feed last, and whether several importers share it: SQL for the statements that turn pages.
 
-As long as a feed's pages are asked for as one importer asks for them (one behind the other, each perhaps more than
-once, to the end and from the start again), it can be told which of its bookmarks are past. A page out of turn, another
-limit in mid-walk, a start before the end or just behind it, or two pages at the same moment: then importers have met,
-or may have, and for two hours nothing becomes past. See bookmarks.py for the rule.
+As long as each page that is asked for is the one behind the page before, and a sync begins a while after the empty
+answer to the one before, each request tells that one page has arrived, and it can be told which bookmarks are past.
+Anything else (a page out of turn, or once more, another limit in mid-walk, a start before the end or just behind it,
+two pages at the same moment) may be another importer, or an answer that got lost: what it tells of can't be told, and
+for two hours nothing becomes past. See bookmarks.py for the rule.
 
 $1 is the store and $2 the feed in all of it.
 """
@@ -15,21 +16,19 @@ AGE = "coalesce({of}.renewed, {of}.written)"
 """From when the age of a bookmark counts."""
 
 _END_ASKED_AGAIN = "interval '15 minutes'"
-"""How long the end of a full sync may be asked for again, because its answer got lost. Who begins a sync within that
-time, and who asks for the end then, look like one importer; and a page of the first would count as arrived by the
-request of the second. Deltas may follow each other by minutes: for them see CANDIDATES in bookmarks.py."""
+"""How long the empty answer to a full sync may be asked for again, because it got lost. Deltas may follow each other by
+minutes: for them see CANDIDATES in bookmarks.py."""
 
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
 
 _OUT_OF_TURN = f"""case
       when {{offset}} = 0 then not (
-        o.ended and (o.incremental or o.asked < now() - {_END_ASKED_AGAIN})
-        or o.written_by = 0 or o.asked < now() - {YOUNG}
+        o.ended and (o.incremental or o.asked < now() - {_END_ASKED_AGAIN}) or o.asked < now() - {YOUNG}
       )
-      else {{offset}} not in (o.at, o.written_by) or {{limit}} <> o.at - o.written_by
+      else {{offset}} <> o.at or {{limit}} <> o.at - o.written_by
     end"""
-"""Whether one importer, alone, would not ask for the page at an offset after what was asked last, o."""
+"""Whether the page at an offset is not the next one after what was asked last, o."""
 
 _THE_FEED = "o.store = $1 and o.feed = $2 and o.incremental = {incremental}"
 
@@ -107,7 +106,10 @@ NOTED = "(select count(*) from said) >= 0"
 
 STARTED = f"""
   update clerk_feed.bookmark as s
-  set used = true
+  set used = true, renewed = case
+    when s.past or s.incremental or {AGE.format(of="s")} < now() - {YOUNG} then s.renewed
+    else now()
+  end
   from (select o.id, o.used from clerk_feed.bookmark as o where o.id = {{start}} for update skip locked) as o
   where s.id = o.id
   returning s.id, s.written_by, s.at, o.used as again, s.past or {AGE.format(of="s")} < now() - {YOUNG} as over

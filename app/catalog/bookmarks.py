@@ -8,14 +8,13 @@ A bookmark becomes past when its page is known to have arrived: the first answer
 one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
 begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
 used is chosen first and becomes past last, so that asking again counts as no second arrival. Those that stay are as
-young then as the one that went, but for old ones of another key. Nothing of this is kept in the process: another one
-may have served the page before.
+young then as the one that went, but for old ones of another key; and one that a page begins from is as young as that
+page, until it has arrived. Nothing of this is kept in the process: another one may have served the page before.
 
-What has arrived can be told as long as the pages of a feed are asked for as one importer asks for them: one behind the
-other, each perhaps more than once, to the end. Where they are not, importers have met, and the feed is shared for two
-hours: nothing becomes past, and what is past is chosen like the rest. Items may be sent twice then; none is left out.
-See asked.py. The pages of one delta name the same moment (`modified_after`), so for whoever names it what is past is
-chosen like the rest.
+What has arrived can be told as long as each page asked for is the one behind the page before, to the end. Anything else
+may be a second importer or an answer that got lost, and the feed is shared for two hours: nothing becomes past, and
+what is past is chosen like the rest. Items may be sent twice then; none is left out. See asked.py. The pages of one
+delta name the same moment (`modified_after`), so for whoever names it what is past is chosen like the rest.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -473,14 +472,15 @@ from started
 where not again
 """  # noqa: S608 (only our own text is put in)
 
-# One statement, so that a page costs one round trip and one commit beside its rows.
+# One statement, so that a page costs one round trip and one commit beside its rows. Behind a short page an empty one is
+# asked for, or has been lost: a full sync ends with that.
 _TURN = f"""
 with {
     NOTE.format(
         incremental="$3",
         offset="$4::int8",
         limit="($5::int8 - $4)",
-        ended="$6::text is null",
+        ended="($6::text is null and $3)",
         where="true",
         pages="$17",
         led="$20::boolean",
