@@ -244,17 +244,17 @@ def postgres(request: pytest.FixtureRequest) -> Iterator[Embedded]:
 
 
 @pytest.fixture(scope="session")
-def create_database(postgres: Embedded, loop: Loop, worker_id: str) -> Iterator[Callable[[], Database]]:
-    """Makes fresh databases of the embedded server."""
+def create_database(postgres: Embedded, loop: Loop, worker_id: str) -> Iterator[Callable[..., Database]]:
+    """Makes fresh databases of the embedded server; an argument says with what options."""
     made: list[Database] = []
     admin = Database(loop, postgres.dsn)
     # A test's process may be killed, its machine is not: no need to wait for the disk.
     admin.execute("alter system set fsync = off")
     admin.execute("select pg_reload_conf()")
 
-    def create() -> Database:
+    def create(options: str = "") -> Database:
         name = f"test_{worker_id}_{next(_numbers)}"
-        admin.execute(f"create database {name}")
+        admin.execute(f"create database {name} {options}")
         database = Database(loop, postgres.dsn.replace("/postgres?", f"/{name}?"))
         made.append(database)
         return database

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -383,3 +384,18 @@ def test_sizes_that_jump_from_1_kb_to_10_mb_stay_in_bounded_memory(huge: tuple[R
     print(f"{grown:.0f} MB grown")
     assert grown < 350
     assert service.events("ItemsLarge") != []
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_of_another_encoding_is_served_in_utf_8(
+    create_database: Callable[..., Database], clerk: FakeClerk, serve: Serve, encoding: str
+) -> None:
+    database = create_database(f"template template0 encoding '{encoding}' locale 'C'")
+    words = ["ø", "a", "é", "z", "å"]
+    database.execute("create schema shop; create table shop.customers (id text primary key, email text)")
+    database.execute("insert into shop.customers select k, k || '@shop.example' from unnest($1::text[]) as k", words)
+    service = serve(base_config(database.dsn, clerk.verify_url) + '[stores.shop]\npublic_key = "key-shop"\n')
+    pages = [service.get(f"/shop/customers?limit=2&offset={offset}").lines for offset in (0, 2, 4, 6)]
+    found = [item["id"] for page in pages for item in page]
+    assert found == sorted(words)
+    assert pages[-1] == []
