@@ -6,10 +6,11 @@ smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out
 
 A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
 one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
-begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys one that was
-used is chosen first and becomes past last, so that asking again counts as no second arrival. Those that stay are as
-young then as the one that went, but for old ones of another key; and one that a page begins from is as young as that
-page, until it has arrived. Nothing of this is kept in the process: another one may have served the page before.
+begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys that are not
+past one that was used is chosen first and becomes past last, so that asking again counts as no second arrival. Those
+that stay are as young then as the one that went, but for old ones of another key; and one that a page begins from is as
+young as that page, until it has arrived. Nothing of this is kept in the process: another one may have served the page
+before.
 
 What has arrived can be told as long as each page asked for is the one behind the page before, to the end. Anything else
 may be a second importer or an answer that got lost, and the feed is shared for two hours: nothing becomes past, and
@@ -417,7 +418,7 @@ with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="
 }
 ), chosen as (
   select * from b
-  order by b.over, b.late, b.is_end, b.modified_at nulls first, {{key}}, b.used desc, b.id
+  order by b.over, b.late, b.is_end, b.modified_at nulls first, {{key}}, b.past, b.used desc, b.id
   limit 1
 )
 select c.id, (select b.walk from b order by b.id desc limit 1) as walk,

@@ -105,7 +105,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     where o.store = $1 and o.feed = $2 and not o.incremental and o.at = $3
       and {OTHER_ORDER.format(family="$4")} and {OTHER_IS_NEARER}
   ) and case when (select failed_over from asked) then not exists ({lost}) else true end
-  order by b.over, b.late, b.is_end, {ordered_key(source)}, b.used desc, b.id
+  order by b.over, b.late, b.is_end, {ordered_key(source)}, b.past, b.used desc, b.id
   limit 1
 ), newest as materialized (
   select walk from b order by id desc limit 1
