@@ -78,7 +78,11 @@ def test_an_end_of_long_ago_is_nobodys(catalog: Shop) -> None:
     catalog.execute("insert into {s}.products (id) select generate_series(1, 230)")
     for offset in range(0, 250, 50):
         assert catalog.items(f"products?limit=50&offset={offset}")
-    for moment in ("bookmark set written = written", "walk set last_page = last_page", "asked set asked = asked"):
+    for moment in (
+        "bookmark set renewed = null, written = written",
+        "walk set last_page = last_page",
+        "asked set asked = asked",
+    ):
         catalog.execute(f"update clerk_feed.{moment} - interval '3 hours' where store = '{{s}}'")
     catalog.execute("insert into {s}.products (id) select generate_series(-29, 0)")
     problem(catalog.get("products?limit=50&offset=200"), 409, "offset-lost")

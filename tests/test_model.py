@@ -866,6 +866,32 @@ def test_two_slow_pages_of_one_take_nothing_from_another(world: World, bookmarks
     scene.finish(other, 0)
 
 
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
+def test_a_page_that_begins_from_what_is_past_tells_of_no_arrival(world: World, bookmarks: type[Bookmarks]) -> None:
+    """It makes nothing as young as itself: what would stay for `slow` is old when its page counts as arrived."""
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=1, count=18, step=1, undated=False)
+    first, slow, _ = scene.importers
+    scene.finish(first, 0)
+    scene.let_pass("16 minutes")
+    scene.drop([1])
+    scene.receive(first, 0)
+    scene.let_pass("4 minutes")
+    scene.finish(slow, 0)
+    scene.let_pass("40 minutes")
+    scene.drop([2])
+    scene.receive(slow, 0)
+    scene.let_pass("2 minutes")
+    scene.receive(first, 0)
+    scene.let_pass("83 minutes")
+    scene.finish(first, 0)
+    scene.let_pass("17 minutes")
+    scene.drop([3, 4, 5])
+    scene.receive(first, 0)
+    scene.let_pass("1 minute")
+    scene.finish(slow, 0)
+
+
 class Momentless(Bookmarks):
     """Deltas are told from each other by nothing."""
 

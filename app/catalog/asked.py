@@ -116,6 +116,10 @@ STARTED = f"""
 """  # noqa: S608 (our own)
 """A page begins from a bookmark; `again` where one had before."""
 
+BEGUN_FROM_OLD = "coalesce((select started.over from started), false)"
+"""Behind STARTED: whether the bookmark that a page leaves counts as used from the first. Which page has arrived can't
+be told where one began from a bookmark that is past or old: that made no other one as young as itself."""
+
 ARRIVED_AT = f"""
     select started.written_by
     from started

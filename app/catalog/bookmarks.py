@@ -24,7 +24,20 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import AGE, ARRIVED_AT, ASKED, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED, YOUNG
+from app.catalog.asked import (
+    AGE,
+    ARRIVED_AT,
+    ASKED,
+    BEGUN_FROM_OLD,
+    CLASH,
+    LED,
+    LOST,
+    NOTE,
+    NOTED,
+    SHARED,
+    STARTED,
+    YOUNG,
+)
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import key_changed
 from app.catalog.source import Source
@@ -514,10 +527,10 @@ with {
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
-    is_end, clash, ambiguous, repeated, led, began, since)
+    is_end, clash, ambiguous, repeated, led, used, began, since)
 select
   coalesce((select id from gone_on), (select id from begun)),
-  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19, $20,
+  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19, $20, {BEGUN_FROM_OLD},
   now() - make_interval(secs => $22::float8), $23
 returning walk, id
 """  # noqa: S608 (only our own text is put in)

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.asked import ARRIVED_AT, ASKED, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED
+from app.catalog.asked import ARRIVED_AT, ASKED, BEGUN_FROM_OLD, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED
 from app.catalog.bookmarks import (
     ARRIVED,
     ARRIVED_OF_SEVERAL,
@@ -144,10 +144,10 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   where id = (select newest.walk from newest, full_page) and {NOTED}
 ), turned as (
   insert into clerk_feed.bookmark
-    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, clash, ambiguous, repeated, led)
+    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, clash, ambiguous, repeated, led, used)
   select
     newest.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous,
-    inexact.repeated, way.led
+    inexact.repeated, way.led, {BEGUN_FROM_OLD}
   from chosen, newest, full_page, inexact, way
 )
 select {columns}, key, (select walk from newest), (select {RANK} from chosen as c, full_page)
