@@ -303,7 +303,7 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
     relation, columns = await columns_of(connection, store, feed)
     beneath = await connection.fetchrow(_BENEATH, relation.schema, relation.name)
     if beneath["is_foreign"]:
-        columns = [compared_here(column) if column.name == "id" else column for column in columns]
+        columns = [_compared_here(column) if column.name == "id" else column for column in columns]
     source = build(store.name, feed, relation, columns)
     if beneath["parents"]:
         partitions = _PARTITIONS.format(parents=",".join(map(str, beneath["parents"])))
@@ -336,7 +336,7 @@ async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Rel
     return relation, [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
 
 
-def compared_here(id: Column) -> Column:
+def _compared_here(id: Column) -> Column:
     """An id in an order that another server is never asked for.
 
     Its default order may be another one than ours: what it compares and we sort would be in two orders, and what is
