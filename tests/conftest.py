@@ -184,7 +184,7 @@ class Shop:
 
     def let_the_sync_be_over(self) -> None:
         """Let it be too late to ask for its empty answer again."""
-        sql = "update clerk_feed.asked set asked = asked - interval '16 minutes' where store = $1"
+        sql = "update clerk_feed.bookmark set ended = ended - interval '16 minutes' where store = $1"
         self.database.execute(sql, self.name)
 
     def execute(self, sql: str, *values: object) -> None:

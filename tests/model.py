@@ -206,11 +206,11 @@ class World:
     def let_pass(self, interval: str) -> None:
         self.database.execute(
             f"update clerk_feed.bookmark set written = written - interval '{interval}',"
-            f" renewed = renewed - interval '{interval}'"
+            f" ended = ended - interval '{interval}'"
         )
         self.database.execute(
             f"update clerk_feed.asked set asked = asked - interval '{interval}',"
-            f" shared_until = shared_until - interval '{interval}', failed_over = failed_over - interval '{interval}'"
+            f" failed_over = failed_over - interval '{interval}'"
         )
 
     def order_keys(self, name: str, type: str) -> bool:
@@ -733,11 +733,13 @@ class Disturbances(Walks):
 
     @rule(minutes=st.sampled_from((1, 7, 16, 30, 61, 119, 120)))
     def let_minutes_pass(self, minutes: int) -> None:
-        """No importer is at one place for two hours: what was under way is abandoned by then, and a full walk within
-        15 minutes where only the empty answer is missing."""
+        """No importer is at one place for two hours: what was under way is abandoned by then, and within 15 minutes
+        where only the answer is missing that ends it."""
         for importer in self.importers:
             importer.minutes += minutes
-            has_lost_its_end = importer.asked is not None and not importer.asked.ranks and not importer.incremental
+            lost = importer.asked
+            short = importer.limit if importer.incremental else 1
+            has_lost_its_end = lost is not None and len(lost.ranks) < short
             if importer.minutes >= (15 if has_lost_its_end else 120):
                 self.abandon(importer)
         self.let_pass(f"{minutes} minutes")
@@ -752,32 +754,34 @@ class Unseen(Disturbances):
     Among all orders of events these are rare, and what they show is not seen in the others.
     """
 
-    def receive(self, importer: Importer, process: int) -> bool:
-        return self._is_in_turn(importer) and super().receive(importer, process)
+    def __init__(self, world: World, bookmarks: type[Bookmarks] = Bookmarks) -> None:
+        super().__init__(world, bookmarks)
+        self._asked_last: dict[bool, tuple[int, int, bool]] = {}
+        """By kind of walk: the offset and limit, and whether that was the end."""
 
-    def lose(self, importer: Importer, process: int) -> None:
-        if self._is_in_turn(importer):
-            super().lose(importer, process)
+    def _asked(self, importer: Importer, process: int) -> Page | None:
+        if not importer.walking:
+            importer.limit = _LIMITS[1]
+        offset = importer.offset if importer.walking else 0
+        if not self._is_in_turn(importer, offset):
+            return None
+        page = super()._asked(importer, process)
+        if page is not None:
+            end = importer.limit if importer.incremental else 1
+            self._asked_last[importer.incremental] = (offset, importer.limit, len(page.ranks) < end)
+        return page
 
     def _receive_together(self, importers: list[Importer], process: int) -> None:
         for importer in importers:
             self.receive(importer, process)
 
-    def _is_in_turn(self, importer: Importer) -> bool:
-        if not importer.walking:
-            importer.limit = _LIMITS[1]
-        offset = importer.offset if importer.walking else 0
-        asked = self.world.database.fetch(
-            "select at, written_by, ended from clerk_feed.asked where store = $1 and feed = $2 and incremental = $3",
-            self.store.name,
-            FEED,
-            importer.incremental,
-        )
-        for row in asked:
-            if offset == 0:
-                return bool(row["ended"] or row["written_by"] == 0)
-            return offset in (row["at"], row["written_by"]) and importer.limit == row["at"] - row["written_by"]
-        return True
+    def _is_in_turn(self, importer: Importer, offset: int) -> bool:
+        if importer.incremental not in self._asked_last:
+            return True
+        last, limit, ended = self._asked_last[importer.incremental]
+        if offset == 0:
+            return ended or last == 0
+        return offset in (last, last + limit) and importer.limit == limit
 
 
 class Operations(Disturbances):
@@ -847,6 +851,7 @@ class AloneWithRetries(Walks):
 
     importers_count = 1
     starts_are_exact = True
+    ends_are_exact = True
 
     @rule(process=st.integers(0, PROCESSES - 1))
     def lose_an_answer(self, process: int) -> None:

@@ -637,8 +637,7 @@ def age_walks(shop: Shop, hours: int) -> None:
 
 def age(shop: Shop, hours: int) -> None:
     shop.execute(
-        "update clerk_feed.bookmark set written = written - make_interval(hours => $2), renewed = null"
-        " where store = $1",
+        "update clerk_feed.bookmark set written = written - make_interval(hours => $2) where store = $1",
         shop.name,
         hours,
     )

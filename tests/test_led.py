@@ -79,7 +79,7 @@ def test_an_end_of_long_ago_is_nobodys(catalog: Shop) -> None:
     for offset in range(0, 250, 50):
         assert catalog.items(f"products?limit=50&offset={offset}")
     for moment in (
-        "bookmark set renewed = null, written = written",
+        "bookmark set written = written",
         "walk set last_page = last_page",
         "asked set asked = asked",
     ):

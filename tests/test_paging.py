@@ -204,7 +204,7 @@ def test_a_bookmark_older_than_a_day_is_not_used(catalog: Shop) -> None:
     page(catalog, 10, 0)
     catalog.execute("delete from {s}.products where id <= 5")
     catalog.execute(
-        "update clerk_feed.bookmark set written = now() - interval '25 hours', renewed = null where store = $1",
+        "update clerk_feed.bookmark set written = now() - interval '25 hours' where store = $1",
         catalog.name,
     )
     assert page(catalog, 10, 10) == list(range(16, 26))
@@ -214,7 +214,7 @@ def test_an_abandoned_walk_of_hours_ago_does_not_pull_a_new_one_back(catalog: Sh
     catalog.execute("insert into {s}.products (id) select generate_series(1, 30)")
     page(catalog, 10, 0)
     catalog.execute(
-        "update clerk_feed.bookmark set written = now() - interval '2 hours', renewed = null where store = $1",
+        "update clerk_feed.bookmark set written = now() - interval '2 hours' where store = $1",
         catalog.name,
     )
     catalog.execute("delete from {s}.products where id <= 10")
@@ -369,9 +369,9 @@ def test_deltas_do_not_grow_from_one_to_the_next(catalog: Shop) -> None:
         " select 1000 + g, now() - interval '30 minutes' - g * interval '1 hour' from generate_series(0, 50) as g"
     )
     earlier = {
-        "bookmark": ("written", "renewed", "began"),
+        "bookmark": ("written", "ended", "began"),
         "walk": ("started", "last_page"),
-        "asked": ("asked", "shared_until", "failed_over"),
+        "asked": ("asked", "failed_over"),
     }
     for _ in range(8):
         found: list[int] = []
@@ -412,7 +412,7 @@ def test_a_source_without_modified_at_serves_everything_and_says_so(shop: Shop) 
 
 def nobody_is_under_way(shop: Shop) -> None:
     shop.execute(
-        "update clerk_feed.bookmark set written = written - interval '2 hours', renewed = null where store = $1",
+        "update clerk_feed.bookmark set written = written - interval '2 hours' where store = $1",
         shop.name,
     )
 

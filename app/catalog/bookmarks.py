@@ -1,21 +1,19 @@
 """Bookmarks: where the page at an offset begins.
 
-Clerk pages by offset and names no session, so a walk is recognised by the offset it asks for. Of several bookmarks
-at that offset: those not past before those that are, those of the last two hours before older ones, and of these the
-smallest key. Sending an item twice is harmless (Clerk upserts); leaving one out deletes it from the shop.
+Clerk pages by offset and names no session, so a walk is recognised by the offset it asks for. Each page leaves a
+bookmark there. It is current for two hours, or until its importer is known to have gone on: then it is past. A page
+begins from the smallest key among the current ones, or else the older ones, or else the past ones. Sending an item
+twice is harmless (Clerk upserts); leaving one out deletes it from the shop.
 
-A bookmark becomes past when its page is known to have arrived: the first answer that starts from a bookmark makes
-one past at the offset of the page that wrote it, the one with the largest key, but none where there are several to
-begin from; an empty answer, which ends a walk, makes one past at its own offset as well. Of equal keys that are not
-past one that was used is chosen first and becomes past last, so that asking again counts as no second arrival. Those
-that stay are as young then as the one that went, but for old ones of another key; and one that a page begins from is as
-young as that page, until it has arrived. Nothing of this is kept in the process: another one may have served the page
-before.
+So nothing is left out as long as an importer's own bookmark is current when it asks. It is: who has gone on is told by
+trails. Where all current bookmarks at an offset are of one trail, so is whoever asks, because its own is among them.
+Its next bookmark has the same trail, and what its page before began from, on that trail, is past. Where several trails
+meet, whoever asks can't be told from the others: it begins a trail of its own, and nothing becomes past. Whatever else
+was asked, and in which order, does not matter. Nothing of this is kept in the process: another one may have served the
+page before. See trails.py.
 
-What has arrived can be told as long as each page asked for is the one behind the page before, to the end. Anything else
-may be a second importer or an answer that got lost, and the feed is shared for two hours: nothing becomes past, and
-what is past is chosen like the rest. Items may be sent twice then; none is left out. See asked.py. The pages of one
-delta name the same moment (`modified_after`), so for whoever names it what is past is chosen like the rest.
+The last bookmark of a sync is past a while after the answer was made from it that ends the sync. The pages of one delta
+name the same moment (`modified_after`), so where there are bookmarks of that one, no others are looked at.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,25 +22,13 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import (
-    AGE,
-    ARRIVED_AT,
-    ASKED,
-    BEGUN_FROM_OLD,
-    CLASH,
-    LED,
-    LOST,
-    NOTE,
-    NOTED,
-    SHARED,
-    STARTED,
-    YOUNG,
-)
+from app.catalog.asked import ASKED, LED, LOST, NOTE
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import key_changed
 from app.catalog.source import Source
 from app.catalog.standbys import Mark
 from app.catalog.statements import Position
+from app.catalog.trails import CURRENT, ENDED, GONE_ON, HELD_ITEMS, PAST
 from app.protocol.problems import WALK_LOST, Refusal
 from app.status.events import Emit
 
@@ -69,8 +55,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     """How good a choice it was: current (of the last two hours), old, or past."""
     repeated: bool = False
     """Whether a page before it held an id twice."""
-    pages: int | None = None
-    """How many pages of the feed had been turned when it was found; None where it is not known."""
+    trail: int | None = None
+    """Whose it is, where that can be told: that of all bookmarks at its offset that an importer may be at."""
     led: bool = True
     """Whether the pages before have led whoever asks here, from offset 0 on."""
     seconds: float = 0.0
@@ -124,9 +110,9 @@ class Bookmarks:
         """
         incremental = since is not None
         order = source.order_of(incremental=incremental)
-        place = (source.store, source.feed, incremental, offset, order, limit)
+        place = (source.store, source.feed, incremental, offset, order)
         find = _FIND.format(key=ordered_key(source))
-        row = await self._patiently(lambda connection: connection.fetchrow(find, *place, since))
+        row = await self._patiently(lambda connection: connection.fetchrow(find, *place, limit, since))
         if row is None:
             row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
             if row["failed_over"]:
@@ -149,7 +135,7 @@ class Bookmarks:
             row["newest"],
             row["rank"],
             row["repeated"],
-            row["pages"],
+            row["trail"],
             row["led"],
             row["seconds"] or 0.0,
         )
@@ -181,7 +167,7 @@ class Bookmarks:
         reached = page.reached
         row = await self._patiently(
             lambda connection: connection.fetchrow(
-                _TURN.format(key=ordered_key(source, " desc")),
+                _TURN,
                 source.store,
                 source.feed,
                 incremental,
@@ -190,7 +176,7 @@ class Bookmarks:
                 reached.key if reached else None,
                 source.order_of(incremental=incremental),
                 reached.modified_at if reached else None,
-                start.id if start else None,
+                start.trail if start else None,
                 start.walk if start else begun.walk if begun else None,
                 page.items,
                 page.invalid,
@@ -198,7 +184,6 @@ class Bookmarks:
                 None if reached else "finished",
                 page.final_items,
                 page.caller,
-                start.pages if start else None,
                 page.incremental,
                 page.repeated or (start is not None and start.repeated),
                 start is None or start.led,
@@ -214,16 +199,8 @@ class Bookmarks:
 
         async def mark(connection: Any) -> None:
             async with connection.transaction():
-                feed, order = (source.store, source.feed, incremental), source.order_of(incremental=incremental)
-                ended = (page.offset, page.offset + page.limit, start.pages)
-                shared = await connection.fetchval(_NOTE_END, *feed, *ended)
-                used = await connection.fetchrow(_USE, *feed, start.id, shared)
-                # A retry was counted the first time.
-                if used is not None and not shared:
-                    arrived = _ARRIVED.format(key=ordered_key(source, " desc"))
-                    if used["written_by"] is not None:
-                        await connection.execute(arrived, *feed, used["written_by"], order)
-                    await connection.execute(arrived, *feed, page.offset, order)
+                feed = (source.store, source.feed, incremental)
+                await connection.execute(_NOTE_END, *feed, page.offset, page.offset + page.limit, start.trail)
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
 
         await self._patiently(mark)
@@ -300,67 +277,50 @@ async def end_walks(connection: Any, stores: list[str], feeds: list[str]) -> lis
     return [(row["store"], row["feed"]) for row in rows]
 
 
-RANK = "case when c.over then 'past' when c.late then 'old' else 'current' end"
-"""SQL for the rank of a chosen bookmark c."""
-
 CANDIDATES = f"""
-  select *, past and (old or not (shared or same_delta)) as over,
-    old or past and (shared or same_delta) and not bool_or(not past and not old) over () as late
+  select *, case
+      when current and since is distinct from {{since}} and bool_or(current and since = {{since}}) over () then 1
+      when current then 0
+      when is_past then 3
+      else 2
+    end as standing
   from (
-    select b.*, {AGE.format(of="b")} < now() - {YOUNG} as old,
-      coalesce((select shared from asked), true) as shared, coalesce(b.since = {{since}}, false) as same_delta
+    select b.*, {CURRENT.format(of="b")} as current, coalesce({PAST.format(of="b")}, false) as is_past
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
   ) as b
 """  # noqa: S608 (our own)
-"""SQL for the bookmarks to choose from, as a page of asked finds them: over goes last, and late behind what is not.
+"""SQL for the bookmarks b at an offset. Their standing, of which the lowest goes first: 0 current, 1 current of another
+delta, 2 old, 3 past."""
 
-In a shared feed what became past within two hours is as good as what would be chosen without it. So is what belongs to
-the delta `since` the same moment: it may be whose bookmark that is who asks again.
-"""
+RANK = "case when c.standing < 2 then 'current' when c.standing = 2 then 'old' else 'past' end"
+"""SQL for the rank of a chosen bookmark c."""
 
-_RENEWED = f"greatest({AGE.format(of='b')}, {AGE.format(of='gone')})"
+FIRST = "b.standing, b.is_end, b.modified_at nulls first, {key}, b.id"
+"""How the bookmarks b are ordered to choose the first; `key` orders them as the source's own column does."""
 
-ARRIVED = f"""
-  update clerk_feed.bookmark as b
-  set past = b.past or b.id = gone.id, renewed = case
-    when b.id = gone.id then b.renewed
-    when b.incremental then least({_RENEWED}, b.written + {YOUNG})
-    else {_RENEWED}
-  end
-  from (
-    select b.* from clerk_feed.bookmark as b
-"""  # noqa: S608 (our own)
-"""SQL that makes a bookmark past, the first of those selected behind it, with ARRIVED_OF_SEVERAL at its end."""
-
-ARRIVED_OF_SEVERAL = f"""
-    limit 1
-  ) as gone
-  where b.store = gone.store and b.feed = gone.feed and b.incremental = gone.incremental and b.at = gone.at
-    and b.key_family = gone.key_family and not b.past
-    and (
-      {AGE.format(of="b")} > now() - {YOUNG}
-      or (b.is_end, b.key, b.modified_at) is not distinct from (gone.is_end, gone.key, gone.modified_at)
-    )
-"""
-"""One that stays does so for another importer, who may have come to it by the one that goes. So it is as young as that
-one. In deltas it is so for two hours at most: each of them would renew what an answer lost long ago has left behind,
-and reach back to it."""
+TRAIL = """(
+    select min(b.trail) filter (where b.standing = 0)
+    from b
+    where b.standing in (0, 2)
+    having min(b.trail) = max(b.trail)
+  )"""
+"""SQL for the trail of whoever asks, where it can be told. Where an importer may have paused for longer than it should,
+it can't: nothing is promised to that one, but it must not be taken for another."""
 
 OTHER_ORDER = f"""
       o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
-      and o.written > now() - interval '{KEPT_HOURS} hours'
-      and (not o.past or {AGE.format(of="o")} > now() - {YOUNG} and coalesce((select shared from asked), true))
-"""  # noqa: S608 (our own)
+      and o.written > now() - interval '{KEPT_HOURS} hours' and not coalesce({PAST.format(of="o")}, false)
+"""
 """SQL for the bookmarks o that lead nowhere any more, because they go by other ids, and that an importer may be at."""
 
-OTHER_IS_NEARER = f"({AGE.format(of='o')} > now() - {YOUNG} or o.id > (select max(id) from b))"  # noqa: S608 (our own)
+OTHER_IS_NEARER = f"({CURRENT.format(of='o')} or o.id > (select max(id) from b))"  # noqa: S608 (our own)
 """Whether such an o may be what whoever asks had, and not one of the bookmarks to choose from."""
 
 
-def ordered_key(source: Source, direction: str = "") -> str:
+def ordered_key(source: Source) -> str:
     """SQL that orders bookmarks b by their keys as the source's own column does."""
-    return f"b.key::{source.key.family}{source.key.order}{direction}"
+    return f"b.key::{source.key.family}{source.key.order}"
 
 
 _BEGIN = """
@@ -376,7 +336,6 @@ where id = $1
 """
 
 _OTHER = f"""
-with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="$6::int8")})
 select
   (
     select o.key_family
@@ -401,13 +360,13 @@ select from clerk_feed.asked where store = any($1) and feed = any($2) order by s
 _END_WALKS = """
 with waited_for as (
   select distinct store, feed from clerk_feed.bookmark where store = any($1) and feed = any($2) and not past
-), alone as (
+), forgotten as (
   update clerk_feed.asked
-  set ended = true, shared_until = '-infinity', failed_over = null
+  set failed_over = null
   where store = any($1) and feed = any($2)
 ), ended as (
   update clerk_feed.bookmark
-  set past = true, clash = false, timeline = 'ended'
+  set past = true, timeline = 'ended'
   where store = any($1) and feed = any($2)
 )
 select store, feed from waited_for order by store, feed
@@ -422,7 +381,7 @@ limit 1
 """
 
 _FIND = f"""
-with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="$6::int8")}), b as materialized (
+with asked as materialized ({ASKED.format(incremental="$3", offset="$4")}), b as materialized (
   {
     CANDIDATES.format(
         where="b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5",
@@ -430,32 +389,24 @@ with asked as materialized ({ASKED.format(incremental="$3", offset="$4", limit="
     )
 }
 ), chosen as (
-  select * from b
-  order by b.over, b.late, b.is_end, b.modified_at nulls first, {{key}}, b.past, b.used desc, b.id
-  limit 1
+  select * from b order by {FIRST} limit 1
 )
 select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
   c.is_end, c.key, c.modified_at::text as modified_at, exists (
   select from b
-  where b.over = c.over and b.late = c.late
+  where b.standing = c.standing
     and (b.ambiguous or (b.key, b.modified_at) is distinct from (c.key, c.modified_at))
 ) as ambiguous, exists (
-  select from b where b.over = c.over and b.late = c.late and b.repeated
-) as repeated, (select max(id) from b) as newest, {RANK} as rank, (select pages from asked) as pages,
+  select from b where b.standing = c.standing and b.repeated
+) as repeated, (select max(id) from b) as newest, {RANK} as rank, {TRAIL} as trail,
   {LED.format(limit="$6::int8")} as led,
   (
-    -- What finished deltas have left behind would hand on when they began, from one to the next, for ever.
     -- The clock may have been set back.
-    select greatest(extract(epoch from now() - greatest(
-      case
-        when bool_or(b.shared) then min(b.began)
-        else coalesce(min(b.began) filter (where w.id is null), min(b.began))
-      end,
-      now() - interval '{KEPT_HOURS} hours'
-    )), 0)::float8
+    select greatest(
+      extract(epoch from now() - greatest(min(b.began), now() - interval '{KEPT_HOURS} hours')), 0
+    )::float8
     from b
-    left join clerk_feed.walk as w on w.id = b.walk and w.ended = 'finished'
-    where b.over = c.over and b.late = c.late
+    where b.standing = c.standing
   ) as seconds,
   case
     when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4")})
@@ -472,39 +423,19 @@ from chosen as c
 """  # noqa: S608 (a number of ours)
 
 
-_ARRIVED = f"""
-{ARRIVED}
-    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.at = $4 and b.key_family = $5 and not b.past
-    order by b.is_end desc, b.modified_at desc nulls last, {{key}}, b.used, b.id desc
-    {ARRIVED_OF_SEVERAL}
-"""
+# A delta ends with a short page. Behind that of a full sync an empty one is asked for.
+_ENDS = "($3 and $6::text is null)"
 
-_USE = f"""
-with started as ({STARTED.format(start="$4")})
-select ({ARRIVED_AT.format(incremental="$3", shared="$5::boolean")}) as written_by
-from started
-where not again
-"""  # noqa: S608 (only our own text is put in)
-
-# One statement, so that a page costs one round trip and one commit beside its rows. Behind a short page an empty one is
-# asked for, or has been lost: a full sync ends with that.
+# One statement, so that a page costs one round trip and one commit beside its rows.
 _TURN = f"""
 with {
-    NOTE.format(
-        incremental="$3",
-        offset="$4::int8",
-        limit="($5::int8 - $4)",
-        ended="($6::text is null and $3)",
-        where="true",
-        pages="$17",
-        led="$20::boolean",
-    )
-}, started as ({STARTED.format(start="$9")}), arrived as (
-  {
-    _ARRIVED.replace("$4", f"({ARRIVED_AT.format(incremental='$3', shared=SHARED.format(incremental='$3'))})").replace(
-        "$5", "$7"
-    )
-}
+    NOTE.format(incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", where="true", led="$19::boolean")
+}, past as (
+  {GONE_ON.format(incremental="$3", offset="$4", trail="$9")}
+), not_the_end as (
+  {HELD_ITEMS.format(incremental="$3", offset=f"case when not {_ENDS} then $4 end")}
+), the_end as (
+  {ENDED.format(incremental="$3", offset=f"case when {_ENDS} then $4 end", trail="$9")}
 ), gone_on as (
   -- A walk that has finished stays what it was: the guard measures by it. Whoever ends one anew gets a row of his own,
   -- and so does who goes on with a delta: what it brings is counted by when it comes.
@@ -512,7 +443,7 @@ with {
   set pages = pages + 1, items = items + $11, invalid = invalid + $12, ambiguous = ambiguous or $13,
     ended = coalesce($14::text, ended), final_items = coalesce($15::int8, final_items),
     last_page = case when w.ended = 'finished' then w.last_page else clock_timestamp() end
-  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null and not w.incremental) and {NOTED}
+  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null and not w.incremental)
   returning id
 ), begun as (
   -- It is under way since its first page was asked for, or that of the one it goes on with: what is deleted at Clerk
@@ -520,34 +451,27 @@ with {
   insert into clerk_feed.walk
     (store, feed, incremental, pages, items, invalid, ended, final_items, caller, ambiguous, started)
   select
-    $1, $2, $18, 1, $11, $12, $14::text, $15::int8, $16, $13,
-    coalesce((select w.started from clerk_feed.walk as w where w.id = $10), now() - make_interval(secs => $21::float8))
+    $1, $2, $17, 1, $11, $12, $14::text, $15::int8, $16, $13,
+    coalesce((select w.started from clerk_feed.walk as w where w.id = $10), now() - make_interval(secs => $20::float8))
   where not exists (select from gone_on)
   returning id
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
-    is_end, clash, ambiguous, repeated, led, used, began, since)
+    is_end, ambiguous, repeated, led, trail, began, since, ended)
 select
   coalesce((select id from gone_on), (select id from begun)),
-  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, {CLASH}, $13, $19, $20, {BEGUN_FROM_OLD},
-  now() - make_interval(secs => $22::float8), $23
+  $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, $13, $18, $19,
+  coalesce($9::int8, nextval('clerk_feed.trail')), now() - make_interval(secs => $21::float8), $22,
+  case when {_ENDS} then now() end
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 
 _NOTE_END = f"""
-with {
-    NOTE.format(
-        incremental="$3",
-        offset="$4::int8",
-        limit="($5::int8 - $4)",
-        ended="true",
-        where="true",
-        pages="$6::int8",
-        led="true",
-    )
-}
-select {SHARED.format(incremental="$3")} as shared
+with {NOTE.format(incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", where="true", led="true")}, past as (
+  {GONE_ON.format(incremental="$3", offset="$4", trail="$6::int8")}
+)
+{ENDED.format(incremental="$3", offset="$4", trail="$6::int8")}
 """
 
 _FINISH = """

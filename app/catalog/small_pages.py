@@ -11,20 +11,13 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.asked import ARRIVED_AT, ASKED, BEGUN_FROM_OLD, CLASH, LED, LOST, NOTE, NOTED, SHARED, STARTED
-from app.catalog.bookmarks import (
-    ARRIVED,
-    ARRIVED_OF_SEVERAL,
-    CANDIDATES,
-    OTHER_IS_NEARER,
-    OTHER_ORDER,
-    RANK,
-    ordered_key,
-)
+from app.catalog.asked import ASKED, LED, LOST, NOTE
+from app.catalog.bookmarks import CANDIDATES, FIRST, OTHER_IS_NEARER, OTHER_ORDER, RANK, TRAIL, ordered_key
 from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.source import Source
+from app.catalog.trails import GONE_ON, HELD_ITEMS
 from app.status.events import Emit
 
 MOST_ROWS = 100
@@ -76,7 +69,7 @@ def _statement(source: Source, limit: int) -> str:
     count = len(source.attributes) + 1
     columns = ", ".join(f"c{number}" for number in range(count))
     behind = f"(select key::{family} from chosen where not is_end)"  # noqa: S608 (our own)
-    asked = ASKED.format(incremental="false", offset="$3", limit=limit)
+    asked = ASKED.format(incremental="false", offset="$3")
     candidates = CANDIDATES.format(
         where="b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4",
         since="null::float8",
@@ -86,12 +79,11 @@ def _statement(source: Source, limit: int) -> str:
         incremental="false",
         offset="$3",
         limit=limit,
-        ended="false",
         where="exists (select from full_page)",
-        pages="(select asked.pages from asked)",
         led="(select led from way)",
     )
-    arrived_at = ARRIVED_AT.format(incremental="false", shared=SHARED.format(incremental="false"))
+    gone_on = GONE_ON.format(incremental="false", offset="$3", trail="(select way.trail from way, full_page)")
+    held_items = HELD_ITEMS.format(incremental="false", offset="(select $3::int8 from full_page)")
     id = source.key.column
     which = f"where {id} {source.key.compared('>')} {behind} order by {id} limit {limit + 1}"
     # Of the same moment as the page, but the plan is older; see SecondLook.
@@ -105,7 +97,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     where o.store = $1 and o.feed = $2 and not o.incremental and o.at = $3
       and {OTHER_ORDER.format(family="$4")} and {OTHER_IS_NEARER}
   ) and case when (select failed_over from asked) then not exists ({lost}) else true end
-  order by b.over, b.late, b.is_end, {ordered_key(source)}, b.past, b.used desc, b.id
+  order by {FIRST.format(key=ordered_key(source))}
   limit 1
 ), newest as materialized (
   select walk from b order by id desc limit 1
@@ -119,35 +111,33 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   limit 1
   offset {limit - 1}
 ), way as materialized (
-  select {LED.format(limit=limit)} as led
-), {noted}, started as ({STARTED.format(start="(select chosen.id from chosen, full_page)")}), arrived as (
-  {ARRIVED}
-    where b.store = $1 and b.feed = $2 and not b.incremental and b.at = ({arrived_at})
-      and b.key_family = $4 and not b.past
-    order by b.is_end desc, {ordered_key(source, " desc")}, b.used, b.id desc
-  {ARRIVED_OF_SEVERAL}
+  select {LED.format(limit=limit)} as led, {TRAIL} as trail
+), {noted}, past as (
+  {gone_on}
+), not_the_end as (
+  {held_items}
 ), inexact as materialized (
   select
     exists (
       select
       from b, chosen
-      where b.over = chosen.over and b.late = chosen.late and (b.ambiguous or b.key is distinct from chosen.key)
+      where b.standing = chosen.standing and (b.ambiguous or b.key is distinct from chosen.key)
     ) as ambiguous,
-    exists (select from b, chosen where b.over = chosen.over and b.late = chosen.late and b.repeated)
+    exists (select from b, chosen where b.standing = chosen.standing and b.repeated)
       or (select count(distinct key) from (select key from page order by key{order} limit {limit}) as page) < {limit}
       as repeated
-), gone_on as (
+), walked as (
   update clerk_feed.walk
   set pages = pages + 1, items = items + {limit},
     last_page = case when ended = 'finished' then last_page else clock_timestamp() end,
     ambiguous = ambiguous or (select inexact.ambiguous from inexact)
-  where id = (select newest.walk from newest, full_page) and {NOTED}
+  where id = (select newest.walk from newest, full_page)
 ), turned as (
   insert into clerk_feed.bookmark
-    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, clash, ambiguous, repeated, led, used)
+    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, ambiguous, repeated, led, trail)
   select
-    newest.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, {CLASH}, inexact.ambiguous,
-    inexact.repeated, way.led, {BEGUN_FROM_OLD}
+    newest.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, inexact.ambiguous,
+    inexact.repeated, way.led, coalesce(way.trail, nextval('clerk_feed.trail'))
   from chosen, newest, full_page, inexact, way
 )
 select {columns}, key, (select walk from newest), (select {RANK} from chosen as c, full_page)
