@@ -9,7 +9,7 @@ from tests.clerk import problem
 from tests.conftest import Shop, ids
 
 
-def synced(shop: Shop, limit: int, count: int, more: str = "") -> None:
+def synced(shop: Shop, limit: int, count: int, more: str = "", *, long_ago: bool = True) -> None:
     """A sync of pages of this length; the first of them fills the feed."""
     if not shop.database.value(f"select exists (select from {shop.name}.products)"):
         shop.execute(
@@ -17,7 +17,8 @@ def synced(shop: Shop, limit: int, count: int, more: str = "") -> None:
         )
     for offset in range(0, count + limit, limit):
         assert shop.get(f"products?limit={limit}&offset={offset}{more}").status == 200
-    shop.let_the_sync_be_over()
+    if long_ago:
+        shop.let_the_sync_be_over()
 
 
 def refused_at_its_end(shop: Shop, query: str, step: int, start: int = 0) -> list[int]:
@@ -42,6 +43,13 @@ def test_a_url_without_limit_while_the_importer_steps_farther(catalog: Shop, cou
 def test_a_page_size_that_was_raised_while_the_url_has_no_limit(catalog: Shop) -> None:
     """The sync before had pages of 25 as well, so that bookmarks of its length lie wherever the importer comes by."""
     synced(catalog, 25, 300)
+    refused_at_its_end(catalog, "", 50)
+
+
+@pytest.mark.parametrize("count", [290, 300])
+def test_a_page_size_that_was_raised_right_after_a_sync(catalog: Shop, count: int) -> None:
+    """Its empty answer may still be asked for again, but not by whoever comes by."""
+    synced(catalog, 25, count, long_ago=False)
     refused_at_its_end(catalog, "", 50)
 
 

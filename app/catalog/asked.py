@@ -22,7 +22,9 @@ ASKED = f"""
 
 LED = """(
     coalesce((select in_turn from asked), false)
-    or exists (select from b where b.led and b.standing < 2 and b.at - b.written_by = {limit})
+    or exists (
+      select from b where b.led and b.standing < 2 and b.ended is null and b.at - b.written_by = {limit}
+    )
   )"""
 """Behind ASKED and the bookmarks b to choose from: whether the pages before have led whoever asks to this one.
 
