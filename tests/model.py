@@ -733,14 +733,14 @@ class Disturbances(Walks):
 
     @rule(minutes=st.sampled_from((1, 7, 16, 30, 61, 119, 120)))
     def let_minutes_pass(self, minutes: int) -> None:
-        """No importer is at one place for two hours: what was under way is abandoned by then, and within 15 minutes
+        """No importer is at one place for two hours: what was under way is abandoned by then, and within 10 minutes
         where only the answer is missing that ends it."""
         for importer in self.importers:
             importer.minutes += minutes
             lost = importer.asked
             short = importer.limit if importer.incremental else 1
             has_lost_its_end = lost is not None and len(lost.ranks) < short
-            if importer.minutes >= (15 if has_lost_its_end else 120):
+            if importer.minutes >= (10 if has_lost_its_end else 120):
                 self.abandon(importer)
         self.let_pass(f"{minutes} minutes")
 

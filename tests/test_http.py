@@ -218,7 +218,7 @@ def test_head_of_a_page_has_its_length_and_leaves_no_bookmark(catalog: Shop) -> 
 def test_head_in_the_middle_and_at_the_end_of_a_walk_uses_no_bookmark_up(catalog: Shop) -> None:
     catalog.execute("insert into {s}.products (id) select generate_series(1, 30)")
     catalog.get("products?limit=20&offset=0")
-    state = "select at, past, ended from clerk_feed.bookmark where store = $1 order by id"
+    state = "select at, past, ended, closed from clerk_feed.bookmark where store = $1 order by id"
     before = catalog.database.fetch(state, catalog.name)
     asked = catalog.get("products?limit=20&offset=20", method="HEAD")
     assert catalog.database.fetch(state, catalog.name) == before

@@ -46,10 +46,12 @@ def test_a_page_size_that_was_raised_while_the_url_has_no_limit(catalog: Shop) -
     refused_at_its_end(catalog, "", 50)
 
 
+@pytest.mark.parametrize("syncs", [1, 2, 3])
 @pytest.mark.parametrize("count", [290, 300])
-def test_a_page_size_that_was_raised_right_after_a_sync(catalog: Shop, count: int) -> None:
-    """Its empty answer may still be asked for again, but not by whoever comes by."""
-    synced(catalog, 25, count, long_ago=False)
+def test_a_page_size_that_was_raised_right_after_syncs(catalog: Shop, count: int, syncs: int) -> None:
+    """Their empty answers may still be asked for again, but not by whoever comes by."""
+    for _ in range(syncs):
+        synced(catalog, 25, count, long_ago=False)
     refused_at_its_end(catalog, "", 50)
 
 

@@ -159,7 +159,7 @@ class NeverPast(Bookmarks):
 
     async def _forget_what_is_past(self) -> None:
         async with self._pool.connection() as connection:
-            await connection.execute("update clerk_feed.bookmark set past = false where past")
+            await connection.execute("update clerk_feed.bookmark set past = false, ended = null")
 
 
 class Unnumbered(Bookmarks):
@@ -534,7 +534,8 @@ def test_a_database_made_anew_from_a_dump_knows_no_walk_that_began_since(
             alter table clerk_feed.bookmark
               alter id set not null, alter id add generated always as identity (start 1000),
               alter timeline set default clerk_feed.timeline(), alter written set default clock_timestamp(),
-              alter past set default false, alter trail set default nextval('clerk_feed.trail');
+              alter past set default false, alter closed set default false,
+              alter trail set default nextval('clerk_feed.trail');
             insert into clerk_feed.bookmark overriding system value table standby.bookmark
             """
         )

@@ -23,7 +23,7 @@ ASKED = f"""
 LED = """(
     coalesce((select in_turn from asked), false)
     or exists (
-      select from b where b.led and b.standing < 2 and b.ended is null and b.at - b.written_by = {limit}
+      select from b where b.led and b.standing < 2 and not b.closed and b.at - b.written_by = {limit}
     )
   )"""
 """Behind ASKED and the bookmarks b to choose from: whether the pages before have led whoever asks to this one.

@@ -285,7 +285,7 @@ CANDIDATES = f"""
       else 2
     end as standing
   from (
-    select b.*, {CURRENT.format(of="b")} as current, coalesce({PAST.format(of="b")}, false) as is_past
+    select b.*, {CURRENT.format(of="b")} as current, {PAST.format(of="b")} as is_past
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
   ) as b
@@ -310,7 +310,7 @@ it can't: nothing is promised to that one, but it must not be taken for another.
 
 OTHER_ORDER = f"""
       o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
-      and o.written > now() - interval '{KEPT_HOURS} hours' and not coalesce({PAST.format(of="o")}, false)
+      and o.written > now() - interval '{KEPT_HOURS} hours' and not {PAST.format(of="o")}
 """
 """SQL for the bookmarks o that lead nowhere any more, because they go by other ids, and that an importer may be at."""
 
@@ -357,9 +357,12 @@ _LOCK_ASKED = """
 select from clerk_feed.asked where store = any($1) and feed = any($2) order by store, feed, incremental for update
 """
 
-_END_WALKS = """
+_END_WALKS = f"""
 with waited_for as (
-  select distinct store, feed from clerk_feed.bookmark where store = any($1) and feed = any($2) and not past
+  select distinct b.store, b.feed
+  from clerk_feed.bookmark as b
+  where b.store = any($1) and b.feed = any($2) and b.written > now() - interval '{KEPT_HOURS} hours'
+    and not {PAST.format(of="b")}
 ), forgotten as (
   update clerk_feed.asked
   set failed_over = null
@@ -370,7 +373,7 @@ with waited_for as (
   where store = any($1) and feed = any($2)
 )
 select store, feed from waited_for order by store, feed
-"""
+"""  # noqa: S608 (our own)
 
 _NEWEST_WALK = """
 select id, started::text as started
@@ -458,12 +461,12 @@ with {
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
-    is_end, ambiguous, repeated, led, trail, began, since, ended)
+    is_end, ambiguous, repeated, led, trail, began, since, ended, closed)
 select
   coalesce((select id from gone_on), (select id from begun)),
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, $13, $18, $19,
   coalesce($9::int8, nextval('clerk_feed.trail')), now() - make_interval(secs => $21::float8), $22,
-  case when {_ENDS} then now() end
+  case when {_ENDS} then now() end, {_ENDS}
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 

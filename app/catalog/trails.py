@@ -6,19 +6,19 @@ $1 is the store and $2 the feed in all of it. See bookmarks.py for the rule.
 YOUNG = "interval '2 hours'"
 """How long a bookmark is young: as long as an importer may stay at it."""
 
-_END_ASKED_AGAIN = "interval '15 minutes'"
+_END_ASKED_AGAIN = "interval '10 minutes'"
 """How long the answer that ends a sync may be asked for again, because it got lost."""
 
-PAST = f"({{of}}.past or {{of}}.ended < now() - {_END_ASKED_AGAIN})"
+PAST = f"({{of}}.past or coalesce({{of}}.ended < now() - {_END_ASKED_AGAIN}, false))"
 """Whether the importer whose bookmark it is has gone on, or has its end."""
 
-CURRENT = f"(not coalesce({PAST}, false) and {{of}}.written > now() - {YOUNG})"
+CURRENT = f"(not {PAST} and {{of}}.written > now() - {YOUNG})"
 """Whether an importer may still ask for what begins there."""
 
 _BOOKMARKS = "b.store = $1 and b.feed = $2 and b.incremental = {incremental}"
 
 GONE_ON = f"""
-  update clerk_feed.bookmark as gone
+  update clerk_feed.bookmark as behind
   set past = true
   from (
     select b.id
@@ -30,36 +30,43 @@ GONE_ON = f"""
     ))
     for update skip locked
   ) as b
-  where gone.id = b.id
+  where behind.id = b.id
 """  # noqa: S608 (our own)
 """Who is known to ask for the page at an offset has the one before: what that began from is past."""
 
+_LATER = "interval '2 minutes'"
+"""How long a page may take. When it was begun, an end may still have been one to ask for again."""
+
+_MAY_BE_THE_END = f"""
+    {_BOOKMARKS} and b.at = {{offset}} and not b.past and b.written > now() - {YOUNG}
+    and (b.ended is null or b.ended > now() - {_END_ASKED_AGAIN} - {_LATER})
+"""
+
 HELD_ITEMS = f"""
-  update clerk_feed.bookmark as other
-  set ended = null
-  from (
-    select b.id
-    from clerk_feed.bookmark as b
-    where {_BOOKMARKS} and b.at = {{offset}} and b.ended is not null
-      and {CURRENT.format(of="b")}
-    order by b.id
-    for update
-  ) as b
-  where other.id = b.id
+  update clerk_feed.bookmark as last
+  set ended = null, closed = false
+  from (select b.id from clerk_feed.bookmark as b where {_MAY_BE_THE_END} and b.closed order by b.id for update) as b
+  where last.id = b.id
 """  # noqa: S608 (our own)
 """What was the end is not any more, and may be asked for again for as long as any other page."""
 
 ENDED = f"""
   update clerk_feed.bookmark as last
-  set ended = now()
+  set closed = true, ended = case when last.trail = {{trail}} or last.ended is not null then now() end
   from (
     select b.id
     from clerk_feed.bookmark as b
-    where {_BOOKMARKS} and b.at = {{offset}} and {CURRENT.format(of="b")}
-      and (b.trail = {{trail}} or {{trail}} is null and b.ended is not null)
+    where {_MAY_BE_THE_END} and (
+      b.trail = {{trail}}
+      or {{trail}} is null and (
+        b.ended is not null
+        or b.id = (select min(b.id) from clerk_feed.bookmark as b where {_MAY_BE_THE_END} and not b.closed)
+      )
+    )
     order by b.id
     for update
   ) as b
   where last.id = b.id
 """  # noqa: S608 (our own)
-"""An answer was made that ends a sync."""
+"""An answer was made that ends a sync. Where whoever asked can't be told, one bookmark is closed all the same: each of
+them leads one importer to its end, and nobody else."""
