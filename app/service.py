@@ -86,8 +86,9 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         sources = Sources(pool, settings.database.resume_for.seconds)
         bookmarks = Bookmarks(pool, settings.database.resume_for.seconds, happened)
         tokens = Tokens(clerk, settings.access, happened)
+        guard = Guard(pool, settings.database.resume_for.seconds, happened)
         standbys = await _standbys(settings, happened, stack)
-        endpoint = _endpoint(settings, pool, sources, bookmarks, tokens, happened, stack, standbys)
+        endpoint = _endpoint(settings, pool, sources, bookmarks, guard, tokens, happened, stack, standbys)
 
         def activity() -> Activity:
             connections, in_use, waiting = pool.usage()
@@ -102,7 +103,7 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
             stack.callback(metrics.flush)
             stack.push_async_callback(cancelled, asyncio.create_task(metrics.run()))
         stack.push_async_callback(cancelled, asyncio.create_task(recorder.run()))
-        stack.push_async_callback(cancelled, asyncio.create_task(_sweep(bookmarks, happened)))
+        stack.push_async_callback(cancelled, asyncio.create_task(_sweep(guard, bookmarks, happened)))
 
         def direct() -> Awaitable[Any]:
             return connection_for_refresh(dsn)
@@ -133,6 +134,7 @@ def _endpoint(
     pool: Pool,
     sources: Sources,
     bookmarks: Bookmarks,
+    guard: Guard,
     tokens: Tokens,
     emit: Emit,
     stack: AsyncExitStack,
@@ -143,9 +145,7 @@ def _endpoint(
     reader = Reader(pool, sources, settings.database, emit, standbys)
     ahead = Ahead(reader, pool, least_rows=MOST_ROWS + 1)
     stack.push_async_callback(ahead.close)
-    catalog = Catalog(
-        sources, reader, bookmarks, SmallPages(pool, resume_seconds, emit), ahead, Guard(pool, resume_seconds, emit)
-    )
+    catalog = Catalog(sources, reader, bookmarks, SmallPages(pool, resume_seconds, emit), ahead, guard)
     gate = Gate(settings.stores, tokens, settings.access)
     return FeedEndpoint(gate, catalog, settings.server.send_timeout.seconds, emit)
 
@@ -348,9 +348,10 @@ async def _note_served(pool: Pool, stores: list[Store], last: str) -> None:
                 await note_still_served(connection, stores, ended=last)
 
 
-async def _sweep(bookmarks: Bookmarks, emit: Emit) -> None:
+async def _sweep(guard: Guard, bookmarks: Bookmarks, emit: Emit) -> None:
     while True:
         with suppress(Refusal, asyncpg.PostgresError):
+            await guard.remember()
             count = await bookmarks.sweep()
             if count:
                 emit(BookmarksSwept(count=count))

@@ -665,6 +665,217 @@ def test_a_page_held_back_leaves_the_measure_where_its_walk_went_on_from_a_finis
     assert [row["ended"] for row in history(catalog)].count("finished") == (2 if first < 200 else 1)
 
 
+def hours_later(database: Database, hours: float) -> None:
+    for table, moments in {
+        "bookmark": ("written", "renewed", "began"),
+        "walk": ("started", "last_page"),
+        "asked": ("asked", "shared_until"),
+    }.items():
+        shifted = ", ".join(f"{moment} = {moment} - make_interval(secs => $1)" for moment in moments)
+        database.execute(f"update clerk_feed.{table} set {shifted}", hours * 3600)
+
+
+def begin(shop: Shop, items: int, limit: int = 50) -> None:
+    """The full pages of a walk that is given up before its end: so many items are delivered."""
+    for offset in range(0, items, limit):
+        assert len(shop.get(f"products?limit={limit}&offset={offset}").lines) == limit
+
+
+def test_syncs_that_all_failed_on_their_last_page_are_a_measure(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    """A strict feed of a new shop, whose last item is invalid."""
+    database.execute("create schema dk")
+    database.execute("create table dk.customers (id int primary key, email text)")
+    database.execute("insert into dk.customers select i, 'e' from generate_series(1, 1900) as i")
+    database.execute("insert into dk.customers values (1901, null)")
+    text = base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n'
+    service = serve(text + "[stores.dk.feeds.customers]\nstrict = true\n")
+    for _ in range(3):
+        hours_later(database, 24)
+        answers = [service.get(f"/dk/customers?limit=100&offset={offset}") for offset in range(0, 2000, 100)]
+        assert [len(a.lines) for a in answers[:-1]] == [100] * 19
+        assert answers[-1].json["type"].endswith("#item-invalid")
+    database.execute("delete from dk.customers where id > 5")
+    refused = service.get("/dk/customers?limit=100&offset=0")
+    assert held_back(refused)
+    assert "would end with 5 items; a sync that did not end had delivered 1900." in refused.json["detail"]
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_so_they_are_a_while_later(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path, swept: bool
+) -> None:
+    """Nightly ones begin a little later than a day before now and then, and a shop may be away for a week."""
+    service, _ = own_service(database, clerk, serve, tmp_path)
+    for offset in (0, 50):
+        assert len(service.get(f"/dk/customers?limit=50&offset={offset}").lines) == 50
+    hours_later(database, 24 * 7)
+    if swept:
+        service.stop()
+        service = serve(base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n')
+        eventually(lambda: database.value("select count(*) from clerk_feed.bookmark") == 0)
+    database.execute("delete from dk.customers where id > 40")
+    refused = service.get("/dk/customers?limit=50&offset=0")
+    assert held_back(refused)
+    assert "a sync that did not end had delivered 100" in refused.json["detail"]
+    database.execute("insert into dk.customers (id) select generate_series(41, 85)")
+    assert get_all(service) == 85
+    hours_later(database, 25)
+    database.execute("delete from dk.customers where id > 70")
+    assert get_all(service) == 70  # what finished after it is the measure now
+
+
+def test_a_walk_that_ends_after_its_first_bookmarks_were_swept_measures_by_its_end(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, _ = own_service(database, clerk, serve, tmp_path)
+    for offset in (0, 40):
+        assert len(service.get(f"/dk/customers?limit=40&offset={offset}").lines) == 40
+    database.execute("update clerk_feed.bookmark set written = written - interval '25 hours' where at = 40")
+    service.stop()
+    service = serve(base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n')
+    eventually(lambda: database.value("select count(*) from clerk_feed.bookmark") == 1)
+    assert database.value("select feed_items from clerk_feed.walk") == 40
+    assert len(service.get("/dk/customers?limit=40&offset=80").lines) == 20
+    database.execute("delete from dk.customers where id > 50")
+    assert held_back(service.get("/dk/customers"))
+
+
+@pytest.mark.parametrize("limit", [50, 150], ids=["small pages", "larger pages"])
+@pytest.mark.parametrize("query", ["products?limit={}&offset=0", "products", "products?limit={}&after=0"])
+def test_a_first_sync_whose_empty_page_was_never_asked_for_is_a_measure(catalog: Shop, limit: int, query: str) -> None:
+    fill(catalog, 1, 600)
+    begin(catalog, 600, limit)
+    catalog.execute("delete from {s}.products where id > 10")
+    assert held_back(catalog.get(query.format(limit)))
+    fill(catalog, 11, 590)
+    assert walk(catalog, limit)[-1].status == 200
+
+
+@pytest.mark.parametrize("left", [0, 10])
+def test_so_it_is_for_a_source_without_modified_at_that_is_asked_for_changes(shop: Shop, left: int) -> None:
+    shop.execute("create table {s}.pages (id int primary key, type text default 't', url text default 'u',"
+                 " title text default 't', text text default 't')")  # fmt: skip
+    shop.execute("insert into {s}.pages (id) select generate_series(1, 100)")
+    for offset in (0, 50):
+        assert len(shop.items(f"pages?limit=50&offset={offset}&modified_after=5")) == 50
+    shop.execute("delete from {s}.pages where id > $1", left)
+    assert held_back(shop.get("pages?limit=50&offset=0&modified_after=5"))
+
+
+def test_what_a_sync_that_did_not_end_brought_to_a_feed_that_grew_is_part_of_the_measure(catalog: Shop) -> None:
+    fill(catalog, 1, 100)
+    assert walk(catalog)[-1].status == 200
+    days_later(catalog, 2)
+    fill(catalog, 101, 5000)
+    begin(catalog, 5000, 500)
+    catalog.execute("delete from {s}.products where id > 100")
+    refused = walk(catalog)[-1]
+    assert held_back(refused)
+    assert "a sync that did not end had delivered 5000" in refused.json["detail"]
+
+
+def test_what_was_sent_again_or_is_invalid_is_no_part_of_it(catalog: Shop) -> None:
+    fill(catalog, 1, 200)
+    catalog.execute("update {s}.products set price = null where id <= 80")
+    for offset in (0, 0, 0, 50, 50, 50, 0, 50):
+        assert len(catalog.items(f"products?limit=50&offset={offset}")) == 50
+    catalog.let_the_sync_be_over()
+    assert walk(catalog)[-1].status == 200
+    catalog.execute("delete from {s}.products where id > 181")
+    assert walk(catalog)[-1].status == 200
+
+
+def test_items_sent_twice_by_a_sync_that_did_not_end_are_no_measure(catalog: Shop) -> None:
+    """Bookmarks to choose from: the smaller key sends items again, and the offset overstates."""
+    fill(catalog, -79, 120)
+    assert catalog.get("products?limit=100&offset=0").status == 200
+    catalog.execute("delete from {s}.products where id <= 0")
+    for offset in (0, 100):
+        assert len(catalog.get(f"products?limit=100&offset={offset}").lines) == 100
+    assert walk(catalog, 100)[-1].status == 200
+
+
+def test_ids_that_a_page_holds_twice_are_no_measure(shop: Shop) -> None:
+    shop.execute(PRODUCTS.replace("{s}.products", "{s}.chairs"))
+    shop.execute("insert into {s}.chairs (id) select generate_series(1, 100)")
+    shop.execute("create view {s}.products as select c.* from {s}.chairs as c, generate_series(1, 2)")
+    begin(shop, 200)
+    shop.execute("create or replace view {s}.products as select c.* from {s}.chairs as c, generate_series(1, 1)")
+    assert walk(shop)[-1].status == 200
+
+
+def test_a_sync_given_up_half_way_measures_by_what_it_brought(catalog: Shop) -> None:
+    fill(catalog, 1, 1000)
+    begin(catalog, 500)
+    catalog.execute("delete from {s}.products where id > 450")
+    assert walk(catalog)[-1].status == 200
+
+
+def test_of_two_syncs_at_once_the_one_that_came_further_measures_the_other(catalog: Shop) -> None:
+    fill(catalog, 1, 1000)
+    begin(catalog, 100)
+    begin(catalog, 1000)
+    for offset in range(100, 300, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    catalog.execute("delete from {s}.products where id > 310")
+    assert held_back(catalog.get("products?limit=50&offset=300"))
+
+
+def test_a_sync_is_not_held_back_by_what_it_was_sent_itself(catalog: Shop) -> None:
+    """Items were replaced in the middle of it: it is sent both, and has them all."""
+    fill(catalog, 1, 200)
+    begin(catalog, 100)
+    catalog.execute("update {s}.products set id = id + 1000")
+    for offset in range(100, 350, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    assert history(catalog)[-1]["final_items"] == 200
+
+
+def test_nor_by_one_before_it_that_was_sent_as_much(catalog: Shop) -> None:
+    """Behind its last page more than a fifth is gone. It was sent all that the other one was."""
+    fill(catalog, 1, 500)
+    begin(catalog, 500)
+    catalog.let_the_sync_be_over()
+    begin(catalog, 500)
+    catalog.execute("delete from {s}.products where id > 300")
+    assert catalog.get("products?limit=50&offset=500").body == b""
+    assert history(catalog)[-1]["final_items"] == 300
+
+
+def test_what_a_sync_that_did_not_end_brought_before_an_accepted_shrink_measures_nothing(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    for offset in (0, 50):
+        assert len(service.get(f"/dk/customers?limit=50&offset={offset}").lines) == 50
+    database.execute("delete from dk.customers where id > 40")
+    refused = service.get("/dk/customers?limit=50&offset=0")
+    assert held_back(refused)
+    assert "accept-shrink --store dk --feed customers --items 40" in refused.json["fix"]
+    done = accept(config, "dk", "customers")
+    assert done.returncode == 0, done.stderr
+    assert len(service.get("/dk/customers?limit=50&offset=0").lines) == 40
+    database.execute("delete from dk.customers where id > 35")
+    assert get_all(service) == 35
+
+
+def test_what_a_sync_that_did_not_end_brings_after_an_accepted_shrink_is_part_of_the_measure(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("delete from dk.customers where id > 10")
+    assert held_back(service.get("/dk/customers"))
+    assert accept(config, "dk", "customers").returncode == 0
+    database.execute("insert into dk.customers (id) select generate_series(11, 100)")
+    for offset in (0, 50):
+        assert len(service.get(f"/dk/customers?limit=50&offset={offset}").lines) == 50
+    database.execute("delete from dk.customers where id > 10")
+    assert held_back(service.get("/dk/customers"))
+
+
 @pytest.mark.parametrize("finished", [1, 3])
 def test_asking_on_behind_a_page_held_back_leaves_the_measure(catalog: Shop, finished: int) -> None:
     fill(catalog, 1, 200)

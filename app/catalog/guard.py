@@ -4,7 +4,7 @@ Clerk deletes what a full feed no longer holds. So a full walk that is about to 
 ones that finished is held back: its last page is a 503, and the shop keeps its index until the feed is mended or an
 operator says that the shrink is right. The measure is the largest of those that finished in 24 hours, or the last one:
 several answers that nobody received, each a little smaller, must not drain a shop. What deltas have brought since then
-is part of it.
+is part of it, and so is what syncs were sent that never came to their end: Clerk has it.
 """
 
 from contextlib import suppress
@@ -53,14 +53,13 @@ class Guard:
             raise state_unavailable(error, self._emit) from error
 
     async def _check(self, connection: Any, store: Store, source: Source, ending: Ending, *, writes: bool) -> int:
-        known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk)
+        known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk, ending.items)
         settings = store.feed(source.feed)
-        last, most = known["last"], known["most"]
-        measure = _measure(last, most, known["accepted"])
+        finished, measure = _finished(known), _measure(known)
         invalid = ending.invalid + (known["invalid"] or 0)
-        items = ending.items
+        items = sent = ending.items
         inexact = ending.repeated or ending.ambiguous or known["ambiguous"]
-        if not inexact and ending.paged and _grown(items, measure, settings):
+        if not inexact and ending.paged and _grown(items, finished, settings):
             # Others may have taken the place of items that were sent, of all of them at most. Where more is gone, the
             # feed may have broken behind its last page: then the next walk is held against what was sent.
             with suppress(Refusal):
@@ -74,8 +73,10 @@ class Guard:
             counting = source.count_ids if ending.repeated else source.count
             counted = await self._counted(connection, source, counting)
             broken = counted == 0 and known["accepted"] is None and shrunk(0, 0, items, settings)
-            items = min(items, counted)
-        if not broken and not shrunk(items, invalid, measure, settings):
+            items = sent = min(items, counted)
+        # Clerk deletes nothing of what both this walk and one that did not end were sent, whatever became of it.
+        small = shrunk(items, invalid, finished, settings) or shrunk(sent, invalid, measure, settings)
+        if not broken and not small:
             return items
         if broken:
             detail = f"{source.feed} of {store.name} is empty now, and this walk has sent items of it."
@@ -85,7 +86,7 @@ class Guard:
             detail = f"{source.feed} of {store.name} would end with {items} items; {_before(known)}."
         if writes:
             await connection.execute(_HELD_BACK, store.name, source.feed, ending.walk, items, ending.invalid)
-        self._emit(WalkHeldBack(store=store.name, feed=source.feed, walk=ending.walk, items=items, last=most or last))
+        self._emit(WalkHeldBack(store=store.name, feed=source.feed, walk=ending.walk, items=items, last=_had(known)))
         raise _held_back(store, source.feed, items, detail)
 
     async def check_absent(self, store: Store, feed: FeedName, *, writes: bool) -> None:
@@ -108,8 +109,8 @@ class Guard:
         """
 
         async def learn(connection: Any) -> None:
-            known = await connection.fetchrow(_KNOWN, store.name, source.feed, None)
-            measure = _measure(known["last"], known["most"], known["accepted"])
+            known = await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0)
+            measure = _finished(known)
             brought = await connection.fetchval(_BROUGHT, store.name, source.feed)
             if _grown((measure or 0) + brought, measure, store.feed(source.feed)):
                 items = await self._counted(connection, source, source.count_ids)
@@ -118,6 +119,13 @@ class Guard:
         with suppress(Refusal, asyncpg.PostgresError):
             await self._pool.patiently(learn, Patience(self._resume_seconds))
 
+    async def remember(self) -> None:
+        """Keep what walks were sent that did not end: their bookmarks are swept after a day. Raises Refusal."""
+        try:
+            await self._pool.patiently(lambda connection: connection.execute(_REMEMBER), Patience(self._resume_seconds))
+        except asyncpg.PostgresError as error:
+            raise state_unavailable(error, self._emit) from error
+
     async def check_now(self, store: Store, source: Source, *, writes: bool) -> None:
         """Return where the feed, as it is now, has not shrunk: for ends of walks that no offset tells the size of.
 
@@ -125,8 +133,8 @@ class Guard:
         """
 
         async def check(connection: Any) -> None:
-            known = await connection.fetchrow(_KNOWN, store.name, source.feed, None)
-            if _measure(known["last"], known["most"], known["accepted"]) is None:
+            known = await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0)
+            if _measure(known) is None:
                 return
             items = await self._counted(connection, source, source.count_ids)
             await self._require_enough(
@@ -139,18 +147,17 @@ class Guard:
             raise state_unavailable(error, self._emit) from error
 
     async def _check_absent(self, connection: Any, store: Store, feed: FeedName, *, writes: bool) -> None:
-        known = await connection.fetchrow(_KNOWN, store.name, feed, None)
+        known = await connection.fetchrow(_KNOWN, store.name, feed, None, 0)
         await self._require_enough(connection, store, feed, known, 0, "has no relation any more", writes=writes)
 
     async def _require_enough(
         self, connection: Any, store: Store, feed: FeedName, known: Any, items: int, what: str, *, writes: bool
     ) -> None:
-        last, most = known["last"], known["most"]
-        if not shrunk(items, 0, _measure(last, most, known["accepted"]), store.feed(feed)):
+        if not shrunk(items, 0, _measure(known), store.feed(feed)):
             return
         if writes:
             await connection.execute(_HELD_BACK, store.name, feed, None, items, 0)
-        self._emit(WalkHeldBack(store=store.name, feed=feed, walk=None, items=items, last=most or last))
+        self._emit(WalkHeldBack(store=store.name, feed=feed, walk=None, items=items, last=_had(known)))
         raise _held_back(store, feed, items, f"{feed} of {store.name} {what}; {_before(known)}.")
 
     async def _counted(self, connection: Any, source: Source, counting: str) -> int:
@@ -190,15 +197,32 @@ def _held_back(store: Store, feed: FeedName, items: int, detail: str) -> Refusal
     )
 
 
-def _measure(last: int | None, most: int | None, accepted: int | None) -> int | None:
-    """How many items a walk that ends now is held against; `accepted` is None once a walk has finished after it."""
+def _most(*numbers: int | None) -> int | None:
+    return max((number for number in numbers if number is not None), default=None)
+
+
+def _finished(known: Any) -> int | None:
+    """How many items the feed had by what finished; `accepted` is None once a walk has finished after it."""
+    last, accepted = known["last"], known["accepted"]
     if accepted is not None:
         last = accepted if last is None else min(last, accepted)
-    return most if last is None or (most is not None and most > last) else last
+    return _most(last, known["most"])
+
+
+def _measure(known: Any) -> int | None:
+    """How many items a walk that ends now is held against."""
+    return _most(_finished(known), known["unended"])
+
+
+def _had(known: Any) -> int | None:
+    """How many items the feed had, for the record: before a size was accepted, where none has finished since."""
+    return _most(known["most"] or known["last"], known["unended"])
 
 
 def _before(known: Any) -> str:
     last, most, accepted = known["last"], known["most"], known["accepted"]
+    if _measure(known) != _finished(known):
+        return f"a sync that did not end had delivered {known['unended']}"
     if accepted is not None:
         return (
             f"it had {most} since {accepted} were accepted" if (most or 0) > accepted else f"{accepted} were accepted"
@@ -255,15 +279,34 @@ _LAST = """
   limit 1
 """
 
-# What finished before a size was accepted measures nothing any more.
+_UNENDED = "not w.incremental and w.ended is distinct from 'finished'"
+
+_DELIVERED = f"b.led and not b.is_end and not b.ambiguous and not b.repeated and {_UNENDED}"
+"""Whether the offset of a bookmark b is how many items of the feed a walk w was sent that has not ended."""
+
+# What there was before a size was accepted measures nothing any more.
 _KNOWN = f"""
 with last as ({_LAST}), allowed as (
   select a.items, a.accepted from clerk_feed.accepted_shrink as a where a.store = $1 and a.feed = $2
+), lately as (
+  select least(now() - interval '24 hours', coalesce((select last_page from last), '-infinity')) as since
+), beyond as (
+  -- A walk's own bookmarks are of what was sent in it.
+  select greatest(
+    least((select final_items from last), (select items from allowed)),
+    case when not exists (
+      select
+      from clerk_feed.walk as w
+      where w.store = $1 and w.feed = $2 and {_UNENDED} and w.last_page > (select since from lately)
+        and w.id is distinct from $3
+    ) then $4::int8 end,
+    0
+  ) as items
 )
 select
   (select final_items from last) as last,
   (
-    select max(coalesce(w.feed_items, w.final_items))
+    select max(case when w.incremental then w.feed_items else w.final_items end)
     from clerk_feed.walk as w
     where w.store = $1 and w.feed = $2 and w.ended = 'finished'
       and (w.feed_items is not null or not w.incremental)
@@ -273,6 +316,34 @@ select
       )
       and w.last_page > coalesce((select accepted from allowed), '-infinity')
   ) as most,
+  greatest(
+    (
+      -- Each page but a last one is full, so a bookmark's offset is what was delivered before it. From the largest on,
+      -- one by one: another plan would read all bookmarks of a large feed.
+      select max(most.at)
+      from (values (false), (true)) as kind (incremental), lateral (
+        select b.at
+        from clerk_feed.bookmark as b
+        join clerk_feed.walk as w on w.id = b.walk
+        where b.store = $1 and b.feed = $2 and b.incremental = kind.incremental
+          and b.at > (select items from beyond)
+          and {_DELIVERED}
+          and w.last_page > (select since from lately)
+          and b.written > coalesce((select accepted from allowed), '-infinity')
+          and (w.id is distinct from $3 or b.at > $4)
+        order by b.at desc
+        limit 1
+      ) as most
+    ),
+    (
+      select max(w.feed_items)
+      from clerk_feed.walk as w
+      where w.store = $1 and w.feed = $2 and {_UNENDED}
+        and w.last_page > (select since from lately)
+        and w.last_page > coalesce((select accepted from allowed), '-infinity')
+        and (w.id is distinct from $3 or w.feed_items > $4)
+    )
+  ) as unended,
   (select items from allowed where accepted > coalesce((select last_page from last), '-infinity')) as accepted,
   (select w.invalid from clerk_feed.walk as w where w.id = $3) as invalid,
   coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
@@ -288,6 +359,23 @@ select coalesce(sum(w.items), 0)::int8
 from clerk_feed.walk as w, counted
 where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
 """
+
+# An hour before they are swept.
+_REMEMBER = f"""
+with sent as (
+  select w.id, max(b.at) as items
+  from clerk_feed.bookmark as b
+  join clerk_feed.walk as w on w.id = b.walk
+  left join clerk_feed.accepted_shrink as a on a.store = b.store and a.feed = b.feed
+  where b.written < now() - interval '23 hours' and {_DELIVERED}
+    and b.written > coalesce(a.accepted, '-infinity')
+  group by w.id
+)
+update clerk_feed.walk as w
+set feed_items = sent.items
+from sent
+where w.id = sent.id and coalesce(w.feed_items, 0) < sent.items
+"""  # noqa: S608 (only our own text is put in)
 
 _LAST_END = """
 select ended, final_items
