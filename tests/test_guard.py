@@ -667,9 +667,9 @@ def test_a_page_held_back_leaves_the_measure_where_its_walk_went_on_from_a_finis
 
 def hours_later(database: Database, hours: float) -> None:
     for table, moments in {
-        "bookmark": ("written", "renewed", "began"),
+        "bookmark": ("written", "ended", "began"),
         "walk": ("started", "last_page"),
-        "asked": ("asked", "shared_until"),
+        "asked": ("asked", "failed_over"),
     }.items():
         shifted = ", ".join(f"{moment} = {moment} - make_interval(secs => $1)" for moment in moments)
         database.execute(f"update clerk_feed.{table} set {shifted}", hours * 3600)
