@@ -135,3 +135,10 @@ def test_who_retries_while_others_look_is_led_all_the_same(catalog: Shop) -> Non
             assert catalog.get("products?limit=1&offset=0").status == 200
             found += ids(answer.lines)
     assert set(found) == set(range(1, 231))
+
+
+def test_deltas_side_by_side_are_led_behind_their_short_pages(catalog: Shop) -> None:
+    catalog.execute("insert into {s}.products (id, modified_at) select g, now() from generate_series(1, 70) as g")
+    for offset in range(0, 150, 50):
+        for _ in range(2):
+            assert catalog.get(f"products?limit=50&offset={offset}&modified_after=2").status == 200

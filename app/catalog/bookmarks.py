@@ -461,12 +461,12 @@ with {
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
-    is_end, ambiguous, repeated, led, trail, began, since, ended, closed)
+    is_end, ambiguous, repeated, led, trail, began, since, ended)
 select
   coalesce((select id from gone_on), (select id from begun)),
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, $13, $18, $19,
   coalesce($9::int8, nextval('clerk_feed.trail')), now() - make_interval(secs => $21::float8), $22,
-  case when {_ENDS} then now() end, {_ENDS}
+  case when {_ENDS} then now() end
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 
