@@ -12,8 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import h11
+import hypercorn.asyncio.run
 import hypercorn.protocol
 from hypercorn.asyncio import serve
+from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
 from hypercorn.protocol.h11 import H11Protocol
 from starlette.types import ASGIApp
@@ -23,6 +25,7 @@ from app.sockets import BACKLOG
 
 _KEEP_ALIVE_SECONDS = 10.0
 _HANDSHAKE_SECONDS = 10
+_ON_ITS_WAY_SECONDS = 0.25
 
 
 class _OnlyHttp1(H11Protocol):
@@ -37,7 +40,25 @@ class _OnlyHttp1(H11Protocol):
         return
 
 
+class _WithALastMoment(TCPServer):
+    """When told to stop, an idle connection may have its next request on the way, and a new one its first.
+
+    Hypercorn closes them at once: the client of a service that is rolled would get no answer.
+    """
+
+    _had_it = False
+
+    async def _idle_timeout(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.context.terminated.wait(), self.config.keep_alive_timeout)
+            if not self._had_it:
+                self._had_it = True
+                await asyncio.sleep(_ON_ITS_WAY_SECONDS)
+        await asyncio.shield(self._initiate_server_close())
+
+
 hypercorn.protocol.H11Protocol = _OnlyHttp1  # type: ignore[attr-defined]
+hypercorn.asyncio.run.TCPServer = _WithALastMoment  # type: ignore[attr-defined]
 
 
 async def host(

@@ -1,5 +1,6 @@
 """Several workers under one parent: lost ones are replaced, rolls refuse nobody, and all end together."""
 
+import asyncio
 import http.client
 import os
 import signal
@@ -16,10 +17,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
+from app import hosting
 from app.clerk.importer import Importer, ImportFailedError
+from app.settings import Server
 from tests.clerk import FakeClerk, problem
-from tests.conftest import PRODUCTS, TOKEN, Database, Running, Serve, base_config, eventually
+from tests.conftest import PRODUCTS, TOKEN, Database, Loop, Running, Serve, base_config, eventually
 
 STORE = '[stores.shop]\npublic_key = "key-shop"\n'
 
@@ -404,3 +409,36 @@ def test_a_walk_that_meets_another_source_and_back_again_ends_visibly(
     for offset in range(0, 350, 50):  # begun anew it is whole
         found += [item["id"] for item in service.get(f"/shop/products?limit=50&offset={offset}").lines]
     assert found == [*range(1, 41), *range(1001, 1251)]
+
+
+async def one_word(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that answers a word to everything."""
+    if scope["type"] == "http":
+        await PlainTextResponse("word")(scope, receive, send)
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_request_on_its_way_when_told_to_stop_is_answered(
+    monkeypatch: pytest.MonkeyPatch, loop: Loop, asked_before: bool
+) -> None:
+    monkeypatch.setattr(hosting, "_ON_ITS_WAY_SECONDS", 30)
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    async def exchange() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        address, stop = listener.getsockname(), asyncio.Event()
+        hosted = asyncio.create_task(hosting.host(one_word, [listener], Server(), stop))
+        reader, writer = await asyncio.open_connection(*address)
+        if asked_before:
+            writer.write(request)
+            assert (await reader.readuntil(b"word")).startswith(b"HTTP/1.1 200")
+        await asyncio.sleep(0.2)  # it is accepted
+        stop.set()
+        await asyncio.sleep(0.2)
+        writer.write(request)
+        assert (await reader.readuntil(b"word")).startswith(b"HTTP/1.1 200")
+        assert await reader.read() == b""
+        writer.close()
+        await hosted
+
+    loop.run(exchange())
