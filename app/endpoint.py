@@ -420,7 +420,8 @@ class Answer:
             if not self._wanted.offset:
                 self._emit(NoModifiedAt(store=self.store.name, feed=self._source.feed))
             return None
-        since -= self.store.incremental_overlap.seconds + seconds_ago
+        # It is kept as it was asked for: the pages of a delta are known by it.
+        since = min(since, time.time()) - self.store.incremental_overlap.seconds - seconds_ago
         until = self._source.rendered_until
         if until is not None and since <= until.left_behind:
             return min(since, max(until.last_before(since) - self.store.incremental_overlap.seconds, 0.0))

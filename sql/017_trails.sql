@@ -15,10 +15,10 @@ comment on column clerk_feed.bookmark.trail is
 comment on column clerk_feed.bookmark.ended is
   'When the answer was last made from it that ends a sync; a while later the bookmark counts as past.';
 comment on column clerk_feed.bookmark.closed is
-  'Whether it has led an importer to its end: it leads no other one there.';
+  'Whether an importer on its trail was led to its end: it leads no other one.';
 
 -- What became past by another rule may be somebody's place.
-update clerk_feed.bookmark set past = false where written > now() - interval '2 hours';
+update clerk_feed.bookmark set past = false, closed = past where written > now() - interval '2 hours';
 
 alter table clerk_feed.asked drop column pages, drop column ended, drop column shared_until;
 

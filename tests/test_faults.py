@@ -826,7 +826,6 @@ def test_an_answer_that_needs_no_bookmark_comes_while_bookmarks_cannot_be_used(
     fill(database, 30)
     service = serve(one_store(database.dsn, clerk))
     with away(database, "renamed"):
-        assert len(service.get("/shop/products").lines) == 30
         assert ids(service.get("/shop/products?limit=10&after=5").lines) == list(range(6, 16))
 
 

@@ -142,3 +142,40 @@ def test_deltas_side_by_side_are_led_behind_their_short_pages(catalog: Shop) -> 
     for offset in range(0, 150, 50):
         for _ in range(2):
             assert catalog.get(f"products?limit=50&offset={offset}&modified_after=2").status == 200
+
+
+@pytest.mark.parametrize("syncs", [1, 2])
+@pytest.mark.parametrize("count", [290, 300])
+def test_a_page_is_passed_over_right_after_syncs(catalog: Shop, syncs: int, count: int) -> None:
+    for _ in range(syncs):
+        synced(catalog, 50, count, long_ago=False)
+    for offset in (0, 50):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    refused_at_its_end(catalog, "limit=50&", 50, start=150)
+
+
+@pytest.mark.parametrize("count", [200, 300])
+def test_a_page_size_that_was_raised_after_a_sync_that_lost_its_last_full_page(catalog: Shop, count: int) -> None:
+    synced(catalog, 25, count, long_ago=False)
+    for offset in (*range(0, count, 25), count - 25, count):
+        assert catalog.get(f"products?limit=25&offset={offset}").status == 200
+    catalog.let_the_sync_be_over()
+    refused_at_its_end(catalog, "", 50)
+
+
+def test_an_end_that_holds_items_for_who_was_not_led_there_leads_nobody(catalog: Shop) -> None:
+    synced(catalog, 50, 300, long_ago=False)
+    catalog.execute("insert into {s}.products (id) select generate_series(301, 390)")
+    for offset in (0, 50, 150, 200, 250, 300):
+        assert catalog.get(f"products?limit=50&offset={offset}").status == 200
+    refused_at_its_end(catalog, "limit=50&", 50, start=300)
+
+
+def test_what_a_change_of_the_limit_has_left_behind_leads_nobody(catalog: Shop) -> None:
+    """The page at 50 is lost, and asked for again with another limit: nobody comes to 100."""
+    catalog.execute("insert into {s}.products (id) select generate_series(1, 300)")
+    for limit, offset in ((50, 0), (50, 50), *((30, offset) for offset in range(50, 321, 30))):
+        assert catalog.get(f"products?limit={limit}&offset={offset}").status == 200
+    catalog.let_the_sync_be_over()
+    assert catalog.get("products?limit=50&offset=0").status == 200
+    refused_at_its_end(catalog, "limit=50&", 50, start=100)

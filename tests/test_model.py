@@ -877,6 +877,27 @@ def test_deltas_in_each_others_way_lose_nothing(world: World, bookmarks: type[Bo
     scene.finish(slow, 0)
 
 
+@pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
+def test_a_delta_that_goes_on_behind_its_short_page_may_take_its_time(world: World, bookmarks: type[Bookmarks]) -> None:
+    """Nobody has asked for what lies behind it: that is no end that may be asked for again."""
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=5, count=0, step=1, undated=False)
+    for rank in range(5, 25):
+        scene.put([rank])
+    late, slow, third = scene.importers
+    for importer, since in ((late, 22), (slow, 3), (third, 13)):
+        importer.incremental, importer.synced = True, since
+        importer.index = {rank: item.changed for rank, item in scene.catalog.items.items() if item.changed < since}
+    scene.receive(late, 0)
+    scene.let_pass("11 minutes")
+    scene.receive(slow, 0)
+    scene.receive(late, 0)
+    if late.walking:
+        scene.receive(late, 0)
+    scene.receive(third, 0)
+    scene.finish(slow, 0)
+
+
 class Momentless(Bookmarks):
     """Deltas are told from each other by nothing."""
 

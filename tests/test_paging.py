@@ -365,6 +365,17 @@ def test_hours_back_are_reckoned_from_the_beginning_of_a_walk(catalog: Shop, ano
     assert page(catalog, 10, 20, "&modified_after=1") == [99]  # once more: the short page got lost
 
 
+def test_a_moment_ahead_of_our_clock_is_the_same_for_all_pages(catalog: Shop) -> None:
+    """Another importer names it when the clock has passed it."""
+    catalog.execute("insert into {s}.products (id, modified_at) select generate_series(1, 9), null")
+    since = f"&modified_after={time.time() + 2:.3f}"
+    assert page(catalog, 3, 0, since) == [1, 2, 3]
+    catalog.execute("delete from {s}.products where id = 1")
+    time.sleep(2.5)
+    assert page(catalog, 3, 0, since) == [2, 3, 4]
+    assert page(catalog, 3, 3, since) == [4, 5, 6]
+
+
 def test_deltas_do_not_grow_from_one_to_the_next(catalog: Shop) -> None:
     """Each meets what those before have left behind; a quarter of an hour lies between two."""
     catalog.execute("insert into {s}.products (id, modified_at) select generate_series(1, 205), null")

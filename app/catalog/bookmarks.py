@@ -28,7 +28,7 @@ from app.catalog.reader import key_changed
 from app.catalog.source import Source
 from app.catalog.standbys import Mark
 from app.catalog.statements import Position
-from app.catalog.trails import CURRENT, ENDED, GONE_ON, HELD_ITEMS, PAST
+from app.catalog.trails import CURRENT, ENDED, GONE_ON, HELD_ITEMS, PAST, PATIENT, YOUNG
 from app.protocol.problems import WALK_LOST, Refusal
 from app.status.events import Emit
 
@@ -285,7 +285,10 @@ CANDIDATES = f"""
       else 2
     end as standing
   from (
-    select b.*, {CURRENT.format(of="b")} as current, {PAST.format(of="b")} as is_past
+    select b.*, {PAST.format(of="b")} as is_past,
+      {CURRENT.format(of="b")}
+      -- Whose delta it is may be told later than in ten minutes.
+      or coalesce(not b.past and b.since = {{since}} and b.written > now() - {YOUNG}, false) as current
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
   ) as b
@@ -436,7 +439,7 @@ with {
 }, past as (
   {GONE_ON.format(incremental="$3", offset="$4", trail="$9")}
 ), not_the_end as (
-  {HELD_ITEMS.format(incremental="$3", offset=f"case when not {_ENDS} then $4 end")}
+  {HELD_ITEMS.format(incremental="$3", offset=f"case when not {_ENDS} then $4 end", led="$19::boolean")}
 ), the_end as (
   {ENDED.format(incremental="$3", offset=f"case when {_ENDS} then $4 end", trail="$9")}
 ), gone_on as (
@@ -446,7 +449,7 @@ with {
   set pages = pages + 1, items = items + $11, invalid = invalid + $12, ambiguous = ambiguous or $13,
     ended = coalesce($14::text, ended), final_items = coalesce($15::int8, final_items),
     last_page = case when w.ended = 'finished' then w.last_page else clock_timestamp() end
-  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null and not w.incremental)
+  where id = $10 and (w.ended is distinct from 'finished' or $14::text is null and not w.incremental) and {PATIENT}
   returning id
 ), begun as (
   -- It is under way since its first page was asked for, or that of the one it goes on with: what is deleted at Clerk
@@ -482,13 +485,13 @@ with gone_on as (
   update clerk_feed.walk as w
   set pages = pages + 1, invalid = invalid + $2, ended = 'finished', final_items = coalesce($3, final_items),
     last_page = case when w.ended = 'finished' then w.last_page else clock_timestamp() end
-  where id = $1 and (w.ended is distinct from 'finished' or $3::int8 is null)
+  where id = $1 and (w.ended is distinct from 'finished') = ($3::int8 is not null)
   returning id
 )
 insert into clerk_feed.walk (store, feed, incremental, pages, invalid, ended, final_items, started)
 select w.store, w.feed, w.incremental, 1, $2, 'finished', $3, w.started
 from clerk_feed.walk as w
-where w.id = $1 and not exists (select from gone_on)
+where w.id = $1 and $3::int8 is not null and not exists (select from gone_on)
 """
 
 _ENDED_AT_ONCE = """
@@ -514,8 +517,12 @@ with last as (
   delete from clerk_feed.walk as w
   where started < now() - interval '{WALKS_KEPT_DAYS} days'
     -- The guard measures by the last full walk that finished, however long ago that was, and by what deltas brought
-    -- since then.
+    -- since then; or by those that did not, where none has.
     and id not in (select id from last)
+    and not (
+      not incremental and feed_items is not null
+      and not exists (select from last where last.store = w.store and last.feed = w.feed)
+    )
     and not (
       incremental and items > 0
       and exists (select from last where last.store = w.store and last.feed = w.feed and last.last_page < w.last_page)

@@ -222,7 +222,7 @@ def _had(known: Any) -> int | None:
 def _before(known: Any) -> str:
     last, most, accepted = known["last"], known["most"], known["accepted"]
     if _measure(known) != _finished(known):
-        return f"a sync that did not end had delivered {known['unended']}"
+        return f"a sync that did not end, or somebody who looked, was sent {known['unended']}"
     if accepted is not None:
         return (
             f"it had {most} since {accepted} were accepted" if (most or 0) > accepted else f"{accepted} were accepted"
@@ -281,7 +281,10 @@ _LAST = """
 
 _UNENDED = "not w.incremental and w.ended is distinct from 'finished'"
 
-_DELIVERED = f"b.led and not b.is_end and not b.ambiguous and not b.repeated and {_UNENDED}"
+_DELIVERED = (
+    "b.led and not b.is_end and not b.ambiguous and not b.repeated and not w.incremental"
+    " and (w.ended is distinct from 'finished' or b.written > w.last_page)"
+)
 """Whether the offset of a bookmark b is how many items of the feed a walk w was sent that has not ended."""
 
 # What there was before a size was accepted measures nothing any more.
@@ -289,11 +292,18 @@ _KNOWN = f"""
 with last as ({_LAST}), allowed as (
   select a.items, a.accepted from clerk_feed.accepted_shrink as a where a.store = $1 and a.feed = $2
 ), lately as (
-  select least(now() - interval '24 hours', coalesce((select last_page from last), '-infinity')) as since
+  -- A sync that never ended may have been sent items of which none is left: it is no measure for ever beside one that
+  -- ended.
+  select coalesce(
+    (select greatest(least(now() - interval '24 hours', last_page), now() - interval '7 days') from last), '-infinity'
+  ) as since
 ), beyond as (
   -- A walk's own bookmarks are of what was sent in it.
   select greatest(
-    least((select final_items from last), (select items from allowed)),
+    least(
+      (select final_items from last),
+      (select items from allowed where accepted > coalesce((select last_page from last), '-infinity'))
+    ),
     case when not exists (
       select
       from clerk_feed.walk as w
@@ -328,7 +338,7 @@ select
         where b.store = $1 and b.feed = $2 and b.incremental = kind.incremental
           and b.at > (select items from beyond)
           and {_DELIVERED}
-          and w.last_page > (select since from lately)
+          and greatest(w.last_page, b.written) > (select since from lately)
           and b.written > coalesce((select accepted from allowed), '-infinity')
           and (w.id is distinct from $3 or b.at > $4)
         order by b.at desc
@@ -338,8 +348,8 @@ select
     (
       select max(w.feed_items)
       from clerk_feed.walk as w
-      where w.store = $1 and w.feed = $2 and {_UNENDED}
-        and w.last_page > (select since from lately)
+      where w.store = $1 and w.feed = $2 and not w.incremental
+        and w.last_page >= (select since from lately)
         and w.last_page > coalesce((select accepted from allowed), '-infinity')
         and (w.id is distinct from $3 or w.feed_items > $4)
     )

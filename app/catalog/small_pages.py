@@ -17,7 +17,7 @@ from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.source import Source
-from app.catalog.trails import GONE_ON, HELD_ITEMS
+from app.catalog.trails import GONE_ON, HELD_ITEMS, PATIENT
 from app.status.events import Emit
 
 MOST_ROWS = 100
@@ -83,7 +83,9 @@ def _statement(source: Source, limit: int) -> str:
         led="(select led from way)",
     )
     gone_on = GONE_ON.format(incremental="false", offset="$3", trail="(select way.trail from way, full_page)")
-    held_items = HELD_ITEMS.format(incremental="false", offset="(select $3::int8 from full_page)")
+    held_items = HELD_ITEMS.format(
+        incremental="false", offset="(select $3::int8 from full_page)", led="(select led from way)"
+    )
     id = source.key.column
     which = f"where {id} {source.key.compared('>')} {behind} order by {id} limit {limit + 1}"
     # Of the same moment as the page, but the plan is older; see SecondLook.
@@ -131,7 +133,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   set pages = pages + 1, items = items + {limit},
     last_page = case when ended = 'finished' then last_page else clock_timestamp() end,
     ambiguous = ambiguous or (select inexact.ambiguous from inexact)
-  where id = (select newest.walk from newest, full_page)
+  where id = (select newest.walk from newest, full_page) and {PATIENT}
 ), turned as (
   insert into clerk_feed.bookmark
     (walk, store, feed, incremental, written_by, at, key, key_family, is_end, ambiguous, repeated, led, trail)

@@ -34,39 +34,47 @@ GONE_ON = f"""
 """  # noqa: S608 (our own)
 """Who is known to ask for the page at an offset has the one before: what that began from is past."""
 
+PATIENT = "(select count(*) from free) >= 0"
+"""Behind NOTE of asked.py: true, and what comes with it waits for a locked row no longer than a page should."""
+
 _LATER = "interval '2 minutes'"
 """How long a page may take. When it was begun, an end may still have been one to ask for again."""
 
 _MAY_BE_THE_END = f"""
     {_BOOKMARKS} and b.at = {{offset}} and not b.past and b.written > now() - {YOUNG}
-    and (b.ended is null or b.ended > now() - {_END_ASKED_AGAIN} - {_LATER})
+    and (b.ended is null or b.ended > now() - {_END_ASKED_AGAIN} - {_LATER}) and {PATIENT}
 """
 
 HELD_ITEMS = f"""
   update clerk_feed.bookmark as last
-  set ended = null, closed = false
+  set ended = null, closed = last.closed and not {{led}}
   from (select b.id from clerk_feed.bookmark as b where {_MAY_BE_THE_END} and b.closed order by b.id for update) as b
   where last.id = b.id
 """  # noqa: S608 (our own)
-"""What was the end is not any more, and may be asked for again for as long as any other page."""
+"""What was the end is not any more, and may be asked for again for as long as any other page. It leads there again,
+where whoever was sent these items was `led`."""
 
 ENDED = f"""
   update clerk_feed.bookmark as last
-  set closed = true, ended = case when last.trail = {{trail}} or last.ended is not null then now() end
+  set past = coalesce(last.trail = {{trail}} and last.at < {{offset}}, false),
+    closed = last.closed or coalesce(last.trail = b.closing, false),
+    ended = case
+      when last.at = {{offset}} and (last.trail = {{trail}} or last.ended is not null) then now()
+      else last.ended
+    end
   from (
-    select b.id
-    from clerk_feed.bookmark as b
-    where {_MAY_BE_THE_END} and (
-      b.trail = {{trail}}
-      or {{trail}} is null and (
-        b.ended is not null
-        or b.id = (select min(b.id) from clerk_feed.bookmark as b where {_MAY_BE_THE_END} and not b.closed)
-      )
-    )
+    select b.id, closing.trail as closing
+    from (
+      select coalesce({{trail}}, (
+        select b.trail from clerk_feed.bookmark as b where {_MAY_BE_THE_END} and not b.closed order by b.id limit 1
+      )) as trail
+    ) as closing, clerk_feed.bookmark as b
+    where {_BOOKMARKS} and b.at <= {{offset}} and not b.past and b.written > now() - {YOUNG} and {PATIENT}
+      and (b.trail = closing.trail or b.at = {{offset}} and b.ended > now() - {_END_ASKED_AGAIN} - {_LATER})
     order by b.id
-    for update
+    for update of b
   ) as b
   where last.id = b.id
 """  # noqa: S608 (our own)
-"""An answer was made that ends a sync. Where whoever asked can't be told, one bookmark is closed all the same: each of
-them leads one importer to its end, and nobody else."""
+"""An answer was made that ends a sync. Where whoever asked can't be told, one trail is closed all the same: each trail
+leads one importer to its end, and nobody else."""

@@ -169,10 +169,10 @@ def _from_number(number: float, text: str, now: float, unit: HourUnit) -> float 
 
 
 def _not_ahead(seconds: float, text: str, now: float) -> float:
-    """The moment, `now` at most. 20260131080000 looks like a date, and would be one of 2612."""
+    """The moment, which a clock may have ahead of ours. 20260131080000 looks like a date, and would be one of 2612."""
     if seconds > now + _MOST_SECONDS_AHEAD:
         raise _refusal("modified_after", text, "it lies in the future, and a delta since then would lack all changes")
-    return min(seconds, now)
+    return seconds
 
 
 def format_of(accept: str) -> Format:
