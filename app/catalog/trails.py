@@ -48,7 +48,13 @@ _MAY_BE_THE_END = f"""
 HELD_ITEMS = f"""
   update clerk_feed.bookmark as last
   set ended = null, closed = last.closed and not {{led}}
-  from (select b.id from clerk_feed.bookmark as b where {_MAY_BE_THE_END} and b.closed order by b.id for update) as b
+  from (
+    select b.id
+    from clerk_feed.bookmark as b
+    where {_MAY_BE_THE_END} and (b.closed or b.ended is not null)
+    order by b.id
+    for update
+  ) as b
   where last.id = b.id
 """  # noqa: S608 (our own)
 """What was the end is not any more, and may be asked for again for as long as any other page. It leads there again,
