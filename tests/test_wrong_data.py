@@ -314,7 +314,8 @@ def huge(database: Database, clerk: FakeClerk, serve: Serve) -> tuple[Running, D
     database.execute(
         "create table shop.customers as select i as id, 'a@shop.example' as email from generate_series(1, 5000) i"
     )
-    service = serve(f'{base_config(database.dsn, clerk.verify_url)}\n[stores.shop]\npublic_key = "key-shop"\n')
+    store = '[stores.shop]\npublic_key = "key-shop"\n[stores.shop.feeds.pages]\nshrink_limit = 1.0\n'
+    service = serve(f"{base_config(database.dsn, clerk.verify_url)}\n{store}")
     assert len(service.get("/shop/customers").lines) == 5000
     return service, database
 
