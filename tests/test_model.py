@@ -878,9 +878,16 @@ def test_deltas_in_each_others_way_lose_nothing(world: World, bookmarks: type[Bo
 
 
 @pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
-def test_a_delta_that_goes_on_behind_its_short_page_may_take_its_time(world: World, bookmarks: type[Bookmarks]) -> None:
+@pytest.mark.parametrize("meanwhile", ["nothing", "a failover", "other ids"])
+def test_a_delta_that_goes_on_behind_its_short_page_may_take_its_time(
+    world: World, bookmarks: type[Bookmarks], meanwhile: str
+) -> None:
     """Nobody has asked for what lies behind it: that is no end that may be asked for again."""
-    scene = Scene(world, bookmarks)
+
+    class Operated(Scene):
+        refusals = Operations.refusals
+
+    scene = Operated(world, bookmarks)
     scene.shop("ints", first=5, count=0, step=1, undated=False)
     for rank in range(5, 25):
         scene.put([rank])
@@ -890,6 +897,13 @@ def test_a_delta_that_goes_on_behind_its_short_page_may_take_its_time(world: Wor
         importer.index = {rank: item.changed for rank, item in scene.catalog.items.items() if item.changed < since}
     scene.receive(late, 0)
     scene.let_pass("11 minutes")
+    if meanwhile == "a failover":
+        scene.world.fail_over()
+    elif meanwhile == "other ids":
+        scene.catalog.order_otherwise()
+        for process in world.processes:
+            process.describe_anew()
+            process.begin(bookmarks)
     scene.receive(slow, 0)
     scene.receive(late, 0)
     if late.walking:

@@ -4,7 +4,7 @@ It tells whether the pages before have led an importer to the one it asks for, a
 $1 is the store and $2 the feed in all of it.
 """
 
-from app.catalog.trails import CURRENT, YOUNG
+from app.catalog.trails import CURRENT, OF_ITS_DELTA, YOUNG
 
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
@@ -58,6 +58,7 @@ NOTE = f"""free as materialized (
 LOST = f"""
   select
   from clerk_feed.bookmark as o
-  where {_THE_FEED} and o.at <= {{offset}} and o.timeline <> clerk_feed.timeline() and {CURRENT.format(of="o")}
+  where {_THE_FEED} and o.at <= {{offset}} and o.timeline <> clerk_feed.timeline()
+    and ({CURRENT.format(of="o")} or {OF_ITS_DELTA.format(of="o", since="{since}")})
 """  # noqa: S608 (our own)
 """Bookmarks of before a failover that walks may have gone on from, as far as the offset."""

@@ -28,7 +28,7 @@ from app.catalog.reader import key_changed
 from app.catalog.source import Source
 from app.catalog.standbys import Mark
 from app.catalog.statements import Position
-from app.catalog.trails import CURRENT, ENDED, GONE_ON, HELD_ITEMS, PAST, PATIENT, YOUNG
+from app.catalog.trails import CURRENT, ENDED, GONE_ON, HELD_ITEMS, OF_ITS_DELTA, PAST, PATIENT
 from app.protocol.problems import WALK_LOST, Refusal
 from app.status.events import Emit
 
@@ -114,7 +114,7 @@ class Bookmarks:
         find = _FIND.format(key=ordered_key(source))
         row = await self._patiently(lambda connection: connection.fetchrow(find, *place, limit, since))
         if row is None:
-            row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place))
+            row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place, since))
             if row["failed_over"]:
                 raise _walk_lost(source)
             if row["other_order"] is not None:
@@ -286,9 +286,7 @@ CANDIDATES = f"""
     end as standing
   from (
     select b.*, {PAST.format(of="b")} as is_past,
-      {CURRENT.format(of="b")}
-      -- Whose delta it is may be told later than in ten minutes.
-      or coalesce(not b.past and b.since = {{since}} and b.written > now() - {YOUNG}, false) as current
+      {CURRENT.format(of="b")} or {OF_ITS_DELTA.format(of="b", since="{since}")} as current
     from clerk_feed.bookmark as b
     where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
   ) as b
@@ -313,11 +311,14 @@ it can't: nothing is promised to that one, but it must not be taken for another.
 
 OTHER_ORDER = f"""
       o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
-      and o.written > now() - interval '{KEPT_HOURS} hours' and not {PAST.format(of="o")}
+      and o.written > now() - interval '{KEPT_HOURS} hours'
+      and (not {PAST.format(of="o")} or {OF_ITS_DELTA.format(of="o", since="{since}")})
 """
 """SQL for the bookmarks o that lead nowhere any more, because they go by other ids, and that an importer may be at."""
 
-OTHER_IS_NEARER = f"({CURRENT.format(of='o')} or o.id > (select max(id) from b))"  # noqa: S608 (our own)
+OTHER_IS_NEARER = f"""(
+      {CURRENT.format(of="o")} or {OF_ITS_DELTA.format(of="o", since="{since}")} or o.id > (select max(id) from b)
+    )"""  # noqa: S608 (our own)
 """Whether such an o may be what whoever asks had, and not one of the bookmarks to choose from."""
 
 
@@ -343,7 +344,8 @@ select
   (
     select o.key_family
     from clerk_feed.bookmark as o
-    where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = $4 and {OTHER_ORDER.format(family="$5")}
+    where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = $4
+      and {OTHER_ORDER.format(family="$5", since="$6::float8")}
     order by o.id desc
     limit 1
   ) as other_order,
@@ -415,13 +417,13 @@ select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
     where b.standing = c.standing
   ) as seconds,
   case
-    when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4")})
+    when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4", since="$7::float8")})
   end as walks_lost,
   (
     select o.key_family
     from clerk_feed.bookmark as o
     where o.store = $1 and o.feed = $2 and o.incremental = $3 and o.at = $4
-      and {OTHER_ORDER.format(family="$5")} and {OTHER_IS_NEARER}
+      and {OTHER_ORDER.format(family="$5", since="$7::float8")} and {OTHER_IS_NEARER.format(since="$7::float8")}
     order by o.id desc
     limit 1
   ) as other_order

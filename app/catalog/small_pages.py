@@ -74,7 +74,7 @@ def _statement(source: Source, limit: int) -> str:
         where="b.store = $1 and b.feed = $2 and not b.incremental and b.at = $3 and b.key_family = $4",
         since="null::float8",
     )
-    lost = LOST.format(incremental="false", offset="$3")
+    lost = LOST.format(incremental="false", offset="$3", since="null::float8")
     noted = NOTE.format(
         incremental="false",
         offset="$3",
@@ -97,7 +97,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     select
     from clerk_feed.bookmark as o
     where o.store = $1 and o.feed = $2 and not o.incremental and o.at = $3
-      and {OTHER_ORDER.format(family="$4")} and {OTHER_IS_NEARER}
+      and {OTHER_ORDER.format(family="$4", since="null::float8")} and {OTHER_IS_NEARER.format(since="null::float8")}
   ) and case when (select failed_over from asked) then not exists ({lost}) else true end
   order by {FIRST.format(key=ordered_key(source))}
   limit 1

@@ -15,6 +15,9 @@ PAST = f"({{of}}.past or coalesce({{of}}.ended < now() - {_END_ASKED_AGAIN}, fal
 CURRENT = f"(not {PAST} and {{of}}.written > now() - {YOUNG})"
 """Whether an importer may still ask for what begins there."""
 
+OF_ITS_DELTA = f"coalesce(not {{of}}.past and {{of}}.since = {{since}} and {{of}}.written > now() - {YOUNG}, false)"
+"""Whether it is a bookmark of the delta `since` some moment, whose importer may be told later than in ten minutes."""
+
 _BOOKMARKS = "b.store = $1 and b.feed = $2 and b.incremental = {incremental}"
 
 GONE_ON = f"""
