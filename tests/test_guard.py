@@ -965,3 +965,62 @@ def test_a_catalog_replaced_in_a_sync_that_did_not_end_is_held_back_for_a_week(c
         assert held_back(walk(catalog)[-1])
     days_later(catalog, 1)
     assert walk(catalog)[-1].status == 200
+
+
+def lose_for_a_while(shop: Shop, which: str) -> None:
+    """A join is lost."""
+    shop.execute("create table {s}.away as select * from {s}.products where " + which)
+    shop.execute("delete from {s}.products where " + which)
+
+
+def mend(shop: Shop) -> None:
+    shop.execute("insert into {s}.products select * from {s}.away")
+
+
+@pytest.mark.parametrize("limit", [25, 500], ids=["small pages", "larger ones"])
+@pytest.mark.parametrize("mended_at", [1, 8, 15])
+def test_a_feed_that_is_mended_before_the_end_is_held_back_although_a_sync_was_given_up(
+    catalog: Shop, limit: int, mended_at: int
+) -> None:
+    """What that one left behind has items sent twice, so that the offset says as many as ever."""
+    fill(catalog, 1, 20 * limit)
+    assert walk(catalog, limit)[-1].status == 200
+    catalog.let_the_sync_be_over()
+    begin(catalog, 9 * limit, limit)
+    lose_for_a_while(catalog, f"id <= {10 * limit}")
+    begin(catalog, mended_at * limit, limit)
+    mend(catalog)
+    answers = []
+    for offset in range(mended_at * limit, 30 * limit, limit):
+        answers.append(catalog.get(f"products?limit={limit}&offset={offset}"))
+        if answers[-1].status != 200 or not answers[-1].lines:
+            break
+    assert held_back(answers[-1])
+
+
+def test_a_feed_that_is_mended_before_the_end_is_held_back_although_an_answer_was_lost(catalog: Shop) -> None:
+    fill(catalog, 1, 3000)
+    assert walk(catalog, 1000)[-1].status == 200
+    catalog.let_the_sync_be_over()
+    begin(catalog, 2000, 1000)
+    lose_for_a_while(catalog, "id between 1001 and 2000")
+    for offset in (1000, 2000):
+        assert len(catalog.get(f"products?limit=1000&offset={offset}").lines) == 1000
+    mend(catalog)
+    assert held_back(catalog.get("products?limit=1000&offset=3000"))
+
+
+def test_syncs_that_meet_each_other_end_as_long_as_the_feed_is_whole(catalog: Shop) -> None:
+    """Items go at the front and come at the end, so that each is sent some items twice."""
+    fill(catalog, 1, 1000)
+    begin(catalog, 500)
+    for hour in range(6):
+        answers = walk(catalog)
+        assert answers[-1].status == 200
+        assert {item["id"] for answer in answers for item in answer.lines} == set(
+            range(1 + 10 * hour, 1001 + 10 * hour)
+        )
+        hours = "written = written - interval '1 hour', ended = ended - interval '1 hour'"
+        catalog.execute(f"update clerk_feed.bookmark set {hours} where store = '{{s}}'")
+        catalog.execute("delete from {s}.products where id <= $1", 10 * hour + 10)
+        fill(catalog, 1001 + 10 * hour, 1010 + 10 * hour)

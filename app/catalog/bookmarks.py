@@ -17,6 +17,7 @@ name the same moment (`modified_after`), so where there are bookmarks of that on
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
@@ -27,7 +28,7 @@ from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import key_changed
 from app.catalog.source import Source
 from app.catalog.standbys import Mark
-from app.catalog.statements import Position
+from app.catalog.statements import Position, overlap
 from app.catalog.trails import CURRENT, ENDED, GONE_ON, HELD_ITEMS, OF_ITS_DELTA, PAST, PATIENT
 from app.protocol.problems import WALK_LOST, Refusal
 from app.status.events import Emit
@@ -61,6 +62,9 @@ class Bookmark(msgspec.Struct, frozen=True):
     """Whether the pages before have led whoever asks here, from offset 0 on."""
     seconds: float = 0.0
     """How long ago the delta that led to it may have begun."""
+    holds: int | None = None
+    """How many items whoever asks has been sent at least, up to where the page begins; None where that is not known. Where
+    items were sent twice it is fewer than the offset says."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -127,6 +131,8 @@ class Bookmarks:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
             raise key_changed(source, row["other_order"], order)
         position = None if row["is_end"] else Position(row["key"], row["modified_at"])
+        # The guard is for what is read in full.
+        holds = None if incremental and source.has_modified_at else await self._held(source, row)
         return Bookmark(
             row["id"],
             row["walk"],
@@ -138,7 +144,25 @@ class Bookmarks:
             row["trail"],
             row["led"],
             row["seconds"] or 0.0,
+            holds,
         )
+
+    async def _held(self, source: Source, row: Any) -> int | None:
+        """What whoever asks has been sent up to where its page begins: the least by what may be its own bookmark."""
+        chosen: str = row["key"]
+        holds: list[int] = []
+        for key, held in zip(row["keys"], row["held"], strict=True):
+            if held is None:
+                return None
+            sent_again = 0
+            if key != chosen:
+                counted = partial(_counted, overlap(source, "$1::text", "$2::text"), chosen, key)
+                try:
+                    sent_again = await self._pool.patiently(counted, Patience(self._resume_seconds))
+                except asyncpg.PostgresError:
+                    return None  # the page itself may be easier to read
+            holds.append(max(held - sent_again, 0))
+        return min(holds)
 
     async def newest_walk(self, source: Source) -> Mark | None:
         """The row of the full walk that began last: never older than that of whoever asks now.
@@ -190,6 +214,7 @@ class Bookmarks:
                 page.seconds,
                 page.seconds + (start.seconds if start else 0.0) if incremental else None,
                 page.since,
+                _holds(start, page),
             )
         )
         return row["walk"], row["id"]
@@ -254,6 +279,17 @@ class Bookmarks:
             return await self._pool.patiently(work, Patience(self._resume_seconds))
         except asyncpg.PostgresError as error:
             raise state_unavailable(error, self._emit) from error
+
+
+def _holds(start: Bookmark | None, page: Page) -> int | None:
+    """How many items whoever is sent a page holds then at least."""
+    if page.repeated or (start is not None and start.holds is None):
+        return None
+    return page.items + ((start.holds or 0) if start else 0)
+
+
+async def _counted(sql: str, after: str, until: str | None, connection: Any) -> int:
+    return int(await connection.fetchval(sql, after, until))
 
 
 def _walk_lost(source: Source) -> Refusal:
@@ -408,6 +444,8 @@ select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
   select from b where b.standing = c.standing and b.repeated
 ) as repeated, (select max(id) from b) as newest, {RANK} as rank, {TRAIL} as trail,
   {LED.format(limit="$6::int8")} as led,
+  (select array_agg(b.key order by b.id) from b where b.standing = c.standing) as keys,
+  (select array_agg(b.holds order by b.id) from b where b.standing = c.standing) as held,
   (
     -- The clock may have been set back.
     select greatest(
@@ -466,12 +504,12 @@ with {
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
-    is_end, ambiguous, repeated, led, trail, began, since, ended)
+    is_end, ambiguous, repeated, led, trail, began, since, ended, holds)
 select
   coalesce((select id from gone_on), (select id from begun)),
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, $13, $18, $19,
   coalesce($9::int8, nextval('clerk_feed.trail')), now() - make_interval(secs => $21::float8), $22,
-  case when {_ENDS} then now() end
+  case when {_ENDS} then now() end, $23
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 

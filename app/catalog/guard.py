@@ -32,6 +32,8 @@ class Ending(msgspec.Struct, frozen=True):
     """Whether one of its pages holds an id twice."""
     paged: bool = False
     """Whether it had pages before this one."""
+    holds: int | None = None
+    """How many items its importer has been sent at least; None where that is not known."""
 
 
 class Guard:
@@ -74,6 +76,9 @@ class Guard:
             counted = await self._counted(connection, source, counting)
             broken = counted == 0 and known["accepted"] is None and shrunk(0, 0, items, settings)
             items = sent = min(items, counted)
+            if ending.holds is not None and shrunk(ending.holds, invalid, measure, settings):
+                # The feed is as large as it was now, but was not while it was sent.
+                items = sent = min(sent, ending.holds)
         # Clerk deletes nothing of what both this walk and one that did not end were sent, whatever became of it.
         small = shrunk(items, invalid, finished, settings) or shrunk(sent, invalid, measure, settings)
         if not broken and not small:

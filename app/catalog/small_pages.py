@@ -17,6 +17,7 @@ from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.source import Source
+from app.catalog.statements import overlap
 from app.catalog.trails import GONE_ON, HELD_ITEMS, PATIENT
 from app.status.events import Emit
 
@@ -127,7 +128,15 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     ) as ambiguous,
     exists (select from b, chosen where b.standing = chosen.standing and b.repeated)
       or (select count(distinct key) from (select key from page order by key{order} limit {limit}) as page) < {limit}
-      as repeated
+      as repeated,
+    (
+      select case when count(*) = count(b.holds) then {limit} + min(greatest(b.holds - case
+        when b.key is distinct from chosen.key then ({overlap(source, "chosen.key", "b.key")})
+        else 0
+      end, 0)) end
+      from b, chosen
+      where b.standing = chosen.standing
+    ) as holds
 ), walked as (
   update clerk_feed.walk
   set pages = pages + 1, items = items + {limit},
@@ -136,10 +145,11 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   where id = (select newest.walk from newest, full_page) and {PATIENT}
 ), turned as (
   insert into clerk_feed.bookmark
-    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, ambiguous, repeated, led, trail)
+    (walk, store, feed, incremental, written_by, at, key, key_family, is_end, ambiguous, repeated, led, trail, holds)
   select
     newest.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, inexact.ambiguous,
-    inexact.repeated, way.led, coalesce(way.trail, nextval('clerk_feed.trail'))
+    inexact.repeated, way.led, coalesce(way.trail, nextval('clerk_feed.trail')),
+    case when not inexact.repeated then inexact.holds end
   from chosen, newest, full_page, inexact, way
 )
 select {columns}, key, (select walk from newest), (select {RANK} from chosen as c, full_page)

@@ -158,6 +158,14 @@ class _Which:
         return self._source.changed_since.format(since=f"to_timestamp({self.argument(since)}::float8)")
 
 
+def overlap(source: Source, after: str, until: str) -> str:
+    """SQL that counts the valid items behind a key, up to another one; both are SQL for text, `until` may be null."""
+    id, compared, family = source.key.column, source.key.compared, source.key.family
+    behind = f"{id} {compared('>')} ({after})::{family} and {source.valid}"
+    upto = f"({until} is null or {id} {compared('<=')} ({until})::{family})"
+    return f"select count(*) from {source.origin} where {behind} and {upto}"  # noqa: S608 (names are quoted)
+
+
 def edge_statement(source: Source, after: Position, *, dated: bool) -> tuple[str, list[Any]]:
     """The SQL for the ids of the rows that share a place in the order: two at most."""
     sql = f'select {_shown_id(source)} from {source.relation} as s\nwhere s."id" = $1::{_key_cast(source)}'  # noqa: S608

@@ -1,0 +1,6 @@
+-- Offsets overstate what an importer was sent, where it was sent items twice.
+
+alter table clerk_feed.bookmark add column holds bigint;
+
+comment on column clerk_feed.bookmark.holds is
+  'How many items whose bookmark it is has been sent up to its key, at least; null where that is not known.';
