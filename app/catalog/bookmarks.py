@@ -63,8 +63,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     """How long ago the delta that led to it may have begun."""
     holds: int | None = None
-    """How many items whoever asks has been sent at least, up to where the page begins; None where that is not known. Where
-    items were sent twice it is fewer than the offset says."""
+    """How many items whoever asks has been sent at least, up to where the page begins; None where that is not known.
+    Where items were sent twice it is fewer than the offset says."""
 
 
 class Page(msgspec.Struct, frozen=True):
