@@ -3,4 +3,4 @@
 alter table clerk_feed.bookmark add column holds bigint;
 
 comment on column clerk_feed.bookmark.holds is
-  'How many items whose bookmark it is has been sent up to its key, at least; null where that is not known.';
+  'How many items whose bookmark it is has been sent up to its key; null where that is not known.';

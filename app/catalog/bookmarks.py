@@ -17,18 +17,19 @@ name the same moment (`modified_after`), so where there are bookmarks of that on
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
 
 from app.catalog.asked import ASKED, LED, LOST, NOTE
+from app.catalog.pool import LOST as LOST_CONNECTION
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import key_changed
 from app.catalog.source import Source
 from app.catalog.standbys import Mark
-from app.catalog.statements import Position, overlap
+from app.catalog.statements import Position, overlap_statement
 from app.catalog.trails import CURRENT, ENDED, GONE_ON, HELD_ITEMS, OF_ITS_DELTA, PAST, PATIENT
 from app.protocol.problems import WALK_LOST, Refusal
 from app.status.events import Emit
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 KEPT_HOURS = 24
 WALKS_KEPT_DAYS = 30
+_COUNT_MILLISECONDS = 2000
 
 
 class Bookmark(msgspec.Struct, frozen=True):
@@ -148,21 +150,20 @@ class Bookmarks:
         )
 
     async def _held(self, source: Source, row: Any) -> int | None:
-        """What whoever asks has been sent up to where its page begins: the least by what may be its own bookmark."""
-        chosen: str = row["key"]
-        holds: list[int] = []
-        for key, held in zip(row["keys"], row["held"], strict=True):
-            if held is None:
-                return None
-            sent_again = 0
-            if key != chosen:
-                counted = partial(_counted, overlap(source, "$1::text", "$2::text"), chosen, key)
-                try:
-                    sent_again = await self._pool.patiently(counted, Patience(self._resume_seconds))
-                except asyncpg.PostgresError:
-                    return None  # the page itself may be easier to read
-            holds.append(max(held - sent_again, 0))
-        return min(holds)
+        """What whoever asks has been sent up to where its page begins, by the newest bookmark that may be its own.
+
+        That of an importer that is alone is its own. Nobody is refused for it, whatever happens.
+        """
+        holds: int | None = row["own_holds"]
+        if holds is None or row["own_key"] == row["key"]:
+            return holds
+        sql, arguments = overlap_statement(source, row["key"], row["own_key"])
+        with suppress(*LOST_CONNECTION, asyncpg.PostgresError, Refusal):
+            async with self._pool.connection() as connection, connection.transaction(readonly=True):
+                await connection.execute(f"set local statement_timeout = {_COUNT_MILLISECONDS}")
+                sent_again: int = await connection.fetchval(sql, *arguments)
+                return max(holds - sent_again, 0)
+        return None
 
     async def newest_walk(self, source: Source) -> Mark | None:
         """The row of the full walk that began last: never older than that of whoever asks now.
@@ -286,10 +287,6 @@ def _holds(start: Bookmark | None, page: Page) -> int | None:
     if page.repeated or (start is not None and start.holds is None):
         return None
     return page.items + ((start.holds or 0) if start else 0)
-
-
-async def _counted(sql: str, after: str, until: str | None, connection: Any) -> int:
-    return int(await connection.fetchval(sql, after, until))
 
 
 def _walk_lost(source: Source) -> Refusal:
@@ -444,8 +441,8 @@ select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
   select from b where b.standing = c.standing and b.repeated
 ) as repeated, (select max(id) from b) as newest, {RANK} as rank, {TRAIL} as trail,
   {LED.format(limit="$6::int8")} as led,
-  (select array_agg(b.key order by b.id) from b where b.standing = c.standing) as keys,
-  (select array_agg(b.holds order by b.id) from b where b.standing = c.standing) as held,
+  (select b.key from b where b.standing = c.standing order by b.id desc limit 1) as own_key,
+  (select b.holds from b where b.standing = c.standing order by b.id desc limit 1) as own_holds,
   (
     -- The clock may have been set back.
     select greatest(

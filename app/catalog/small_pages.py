@@ -17,7 +17,6 @@ from app.catalog.ids import report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.source import Source
-from app.catalog.statements import overlap
 from app.catalog.trails import GONE_ON, HELD_ITEMS, PATIENT
 from app.status.events import Emit
 
@@ -104,12 +103,17 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   limit 1
 ), newest as materialized (
   select walk from b order by id desc limit 1
+), own as materialized (
+  -- That of an importer that is alone.
+  select b.key, b.holds from b, chosen where b.standing = chosen.standing order by b.id desc limit 1
 ), page ({columns}, key) as materialized (
   {source.rows(source.select_key, which, id)}
 ), full_page as materialized (
   select page.key::text as key
   from page
   where (select count(*) >= {limit} and bool_and(c0) from page){same_partitions}
+    -- What lies between two places is counted.
+    and not exists (select from own, chosen where own.key is distinct from chosen.key)
   order by page.key{order}
   limit 1
   offset {limit - 1}
@@ -128,15 +132,7 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
     ) as ambiguous,
     exists (select from b, chosen where b.standing = chosen.standing and b.repeated)
       or (select count(distinct key) from (select key from page order by key{order} limit {limit}) as page) < {limit}
-      as repeated,
-    (
-      select case when count(*) = count(b.holds) then {limit} + min(greatest(b.holds - case
-        when b.key is distinct from chosen.key then ({overlap(source, "chosen.key", "b.key")})
-        else 0
-      end, 0)) end
-      from b, chosen
-      where b.standing = chosen.standing
-    ) as holds
+      as repeated
 ), walked as (
   update clerk_feed.walk
   set pages = pages + 1, items = items + {limit},
@@ -149,8 +145,8 @@ with asked as materialized ({asked}), b as materialized ({candidates}), chosen a
   select
     newest.walk, $1, $2, false, $3, $3 + {limit}, full_page.key, $4, false, inexact.ambiguous,
     inexact.repeated, way.led, coalesce(way.trail, nextval('clerk_feed.trail')),
-    case when not inexact.repeated then inexact.holds end
-  from chosen, newest, full_page, inexact, way
+    case when not inexact.repeated then own.holds + {limit} end
+  from chosen, newest, own, full_page, inexact, way
 )
 select {columns}, key, (select walk from newest), (select {RANK} from chosen as c, full_page)
 from page

@@ -158,12 +158,15 @@ class _Which:
         return self._source.changed_since.format(since=f"to_timestamp({self.argument(since)}::float8)")
 
 
-def overlap(source: Source, after: str, until: str) -> str:
-    """SQL that counts the valid items behind a key, up to another one; both are SQL for text, `until` may be null."""
-    id, compared, family = source.key.column, source.key.compared, source.key.family
-    behind = f"{id} {compared('>')} ({after})::{family} and {source.valid}"
-    upto = f"({until} is null or {id} {compared('<=')} ({until})::{family})"
-    return f"select count(*) from {source.origin} where {behind} and {upto}"  # noqa: S608 (names are quoted)
+def overlap_statement(source: Source, after: str, until: str | None) -> tuple[str, list[Any]]:
+    """The SQL that counts the valid items behind a key, up to another one, None for the end; and its arguments."""
+    id, compared, cast = source.key.column, source.key.compared, _key_cast(source)
+    which = f"{id} {compared('>')} $1::{cast}"
+    arguments = [_key_argument(source, after)]
+    if until is not None:
+        which += f" and {id} {compared('<=')} $2::{cast}"
+        arguments.append(_key_argument(source, until))
+    return f"select count(*) from {source.origin} where {which} and {source.valid}", arguments  # noqa: S608 (quoted)
 
 
 def edge_statement(source: Source, after: Position, *, dated: bool) -> tuple[str, list[Any]]:
