@@ -973,6 +973,13 @@ def lose_for_a_while(shop: Shop, which: str) -> None:
     shop.execute("delete from {s}.products where " + which)
 
 
+def bookmarks_an_hour_older(shop: Shop) -> None:
+    hour = "interval '1 hour'"
+    shop.execute(
+        f"update clerk_feed.bookmark set written = written - {hour}, ended = ended - {hour} where store = '{{s}}'"
+    )
+
+
 def mend(shop: Shop) -> None:
     shop.execute("insert into {s}.products select * from {s}.away")
 
@@ -998,8 +1005,7 @@ def test_a_feed_that_is_mended_before_the_end_is_held_back_although_a_sync_was_g
     assert held_back(answers[-1])
     for _ in range(3):
         assert walk(catalog, limit, 30 * limit)[-1].body == b""
-        hours = "written = written - interval '1 hour', ended = ended - interval '1 hour'"
-        catalog.execute(f"update clerk_feed.bookmark set {hours} where store = '{{s}}'")
+        bookmarks_an_hour_older(catalog)
 
 
 def test_a_feed_that_is_mended_before_the_end_is_held_back_although_an_answer_was_lost(catalog: Shop) -> None:
@@ -1024,7 +1030,6 @@ def test_syncs_that_meet_each_other_end_as_long_as_the_feed_is_whole(catalog: Sh
         assert {item["id"] for answer in answers for item in answer.lines} == set(
             range(1 + 10 * hour, 1001 + 10 * hour)
         )
-        hours = "written = written - interval '1 hour', ended = ended - interval '1 hour'"
-        catalog.execute(f"update clerk_feed.bookmark set {hours} where store = '{{s}}'")
+        bookmarks_an_hour_older(catalog)
         catalog.execute("delete from {s}.products where id <= $1", 10 * hour + 10)
         fill(catalog, 1001 + 10 * hour, 1010 + 10 * hour)

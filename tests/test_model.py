@@ -275,7 +275,7 @@ def test_an_importer_that_paused_for_less_than_two_hours_is_not(scene: Scene) ->
 @pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
 @pytest.mark.parametrize("failed_over", [False, True])
 @pytest.mark.parametrize("gone", [[], [5]], ids=["equal keys", "different keys"])
-def test_the_bookmark_that_stays_is_as_young_as_the_one_that_goes(
+def test_a_place_that_another_has_come_by_is_kept(
     world: World, bookmarks: type[Bookmarks], failed_over: bool, gone: list[int]
 ) -> None:
     scene = Scene(world, bookmarks)
@@ -284,7 +284,7 @@ def test_the_bookmark_that_stays_is_as_young_as_the_one_that_goes(
     scene.receive(first, 0)
     scene.let_pass("110 minutes")
     scene.drop(gone)
-    scene.receive(slow, 0)  # taken for a retry of the page before
+    scene.receive(slow, 0)
     reached = slow.sent[-1]
     scene.let_pass("5 minutes")
     scene.finish(first, 0)
@@ -323,7 +323,7 @@ def test_importers_that_take_each_others_place_for_hours_lose_nothing(world: Wor
 
 @pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
 def test_an_empty_answer_asked_for_again_is_no_second_arrival(world: World, bookmarks: type[Bookmarks]) -> None:
-    """Its own bookmark is past then, and what a walk left behind that was given up hours ago takes its place."""
+    """A walk that was given up hours ago has left a bookmark there too."""
     scene = Scene(world, bookmarks)
     scene.shop("ints", first=2, count=9, step=1, undated=False)
     first, slow, _ = scene.importers
@@ -351,7 +351,7 @@ def test_an_importer_with_another_limit_takes_nothing_away(scene: Scene) -> None
     scene.receive(slow, 0)
     scene.lose(slow, 0)  # leaves a bookmark at 6, written by 3
     scene.receive(other, 0)
-    scene.receive(other, 0)  # starts from it: the bookmark at 3 is past, and `slow` has yet to ask again
+    scene.receive(other, 0)  # starts from it, and `slow` has yet to ask again
     scene.abandon(other)
     other.limit = 3
     scene.drop([5, 6, 7])
@@ -360,20 +360,16 @@ def test_an_importer_with_another_limit_takes_nothing_away(scene: Scene) -> None
 
 
 def test_two_attempts_with_a_smaller_key_between_them(scene: Scene) -> None:
-    """What is asked at 6 is asked by `other` for the second time, and by `slow` for the first as far as can be seen.
-
-    Where a page came from does not tell them apart: `slow` and `other` start from different bookmarks of the same key.
-    But no importer that is alone asks for 3 after 6, so nothing becomes past from then on.
-    """
+    """What `slow` loses lies before what `other` has come to, and `other` asks for its page again."""
     slow, other, _ = scene.importers
     scene.drop([8])
     scene.receive(slow, 0)
     scene.receive(other, 0)
     scene.receive(other, 0)
-    scene.lose(other, 0)  # a first use at 6: one bookmark at 3 is past, rightly
+    scene.lose(other, 0)
     scene.put([8])
     scene.lose(slow, 0)  # leaves a smaller key at 6
-    scene.receive(other, 0)  # a first use at 6 once more, by the same importer: the other one at 3 is past too
+    scene.receive(other, 0)
     scene.abandon(other)
     scene.drop([5, 6, 7])
     scene.receive(other, 0)
@@ -637,7 +633,7 @@ def test_walks_that_are_older_than_another_take_nothing_from_it(world: World) ->
     assert scene.sent_by(slow)[0] == 11
 
 
-def test_of_equal_keys_the_used_one_goes_first_whatever_the_plan(
+def test_pages_asked_for_twice_and_a_new_start_take_nothing_from_another(
     create_database: Callable[[], Database], loop: Loop
 ) -> None:
     """`other` asks for two pages twice each, at once, and starts over; `slow` just takes its time."""
@@ -818,7 +814,6 @@ def test_importers_side_by_side_of_which_one_loses_its_end(world: World, bookmar
 
 @pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
 def test_two_slow_pages_of_one_take_nothing_from_another(world: World, bookmarks: type[Bookmarks]) -> None:
-    """That the first page arrived is seen when the one behind the second is asked for, 168 minutes later."""
     scene = Scene(world, bookmarks)
     scene.shop("ints", first=1, count=18, step=1, undated=False)
     slow, other, _ = scene.importers
@@ -837,8 +832,7 @@ def test_two_slow_pages_of_one_take_nothing_from_another(world: World, bookmarks
 
 
 @pytest.mark.parametrize("bookmarks", [Bookmarks, LargePages])
-def test_a_page_that_begins_from_what_is_past_tells_of_no_arrival(world: World, bookmarks: type[Bookmarks]) -> None:
-    """It makes nothing as young as itself: what would stay for `slow` is old when its page counts as arrived."""
+def test_importers_that_pause_in_turns_lose_nothing(world: World, bookmarks: type[Bookmarks]) -> None:
     scene = Scene(world, bookmarks)
     scene.shop("ints", first=1, count=18, step=1, undated=False)
     first, slow, _ = scene.importers

@@ -371,7 +371,7 @@ def test_a_moment_ahead_of_our_clock_is_the_same_for_all_pages(catalog: Shop) ->
     since = f"&modified_after={time.time() + 2:.3f}"
     assert page(catalog, 3, 0, since) == [1, 2, 3]
     catalog.execute("delete from {s}.products where id = 1")
-    time.sleep(2.5)
+    time.sleep(2.5)  # until our clock has passed it
     assert page(catalog, 3, 0, since) == [2, 3, 4]
     assert page(catalog, 3, 3, since) == [4, 5, 6]
 

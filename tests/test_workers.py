@@ -434,7 +434,7 @@ def test_a_request_on_its_way_when_told_to_stop_is_answered(
             assert (await reader.readuntil(b"word")).startswith(b"HTTP/1.1 200")
         await asyncio.sleep(0.2)  # it is accepted
         stop.set()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # the server has been told
         writer.write(request)
         assert (await reader.readuntil(b"word")).startswith(b"HTTP/1.1 200")
         assert await reader.read() == b""

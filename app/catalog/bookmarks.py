@@ -6,11 +6,11 @@ begins from the smallest key among the current ones, or else the older ones, or 
 twice is harmless (Clerk upserts); leaving one out deletes it from the shop.
 
 So nothing is left out as long as an importer's own bookmark is current when it asks. It is: who has gone on is told by
-trails. Where all current bookmarks at an offset are of one trail, so is whoever asks, because its own is among them.
-Its next bookmark has the same trail, and what its page before began from, on that trail, is past. Where several trails
-meet, whoever asks can't be told from the others: it begins a trail of its own, and nothing becomes past. Whatever else
-was asked, and in which order, does not matter. Nothing of this is kept in the process: another one may have served the
-page before. See trails.py.
+trails. Where all current bookmarks at an offset are of one trail, and all older ones that are not past, so is whoever
+asks, because its own is among them. Its next bookmark has the same trail, and what its page before began from, on that
+trail, is past. Where several trails meet, whoever asks can't be told from the others: it begins a trail of its own, and
+nothing becomes past. Whatever else was asked, and in which order, does not matter. Nothing of this is kept in the
+process: another one may have served the page before. See trails.py.
 
 The last bookmark of a sync is past a while after the answer was made from it that ends the sync. The pages of one delta
 name the same moment (`modified_after`), so where there are bookmarks of that one, no others are looked at.
