@@ -12,7 +12,7 @@ demo: $(VENV)/installed-demo
 test: $(VENV)/installed
 	$(BIN)/pytest -n auto
 
-# Twenty times as many examples of the model-based test, which takes about ten minutes.
+# Twenty times as many examples of the model-based test, which takes over an hour on two cores.
 test-long: $(VENV)/installed
 	MODEL_EXAMPLES=2000 $(BIN)/pytest -n auto tests/test_model.py
 
