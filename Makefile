@@ -30,8 +30,8 @@ bench-xl: $(VENV)/installed
 soak: $(VENV)/installed
 	@$(BIN)/python -m loadtests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
-# A load profile, with a report in loadtests/reports/: nightly platform eager incremental hostile soak. Fails where a
-# threshold does not hold. ITEMS and MINUTES override the profile's.
+# A load profile, with a report in loadtests/reports/: nightly platform eager incremental hostile crowded soak.
+# Fails where a threshold does not hold. ITEMS and MINUTES override the profile's.
 load: $(VENV)/installed
 	@$(BIN)/python -m loadtests.load $(or $(PROFILE),nightly) $(if $(ITEMS),--items $(ITEMS)) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PICTURE),--picture $(PICTURE))

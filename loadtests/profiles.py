@@ -102,6 +102,19 @@ PROFILES = {
             growth_megabytes=120,
         ),
         Profile(
+            name="crowded",
+            about="One importer beside 200 clients of another store that read as slowly as they can.",
+            items=200_000,
+            minutes=2,
+            stages=(
+                Stage(0.2, {"Importer": 1}),
+                Stage(0.8, {"Importer": 1, "SlowReader": 200}),
+            ),
+            p99_times=2,
+            # What the eight that are answered at once do not take waits in the service, about 4 MB each.
+            growth_megabytes=82,
+        ),
+        Profile(
             name="soak",
             about="Full walks and deltas for hours: memory that creeps, connections that leak.",
             items=200_000,

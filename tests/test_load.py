@@ -24,7 +24,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nightly", "platform", "incremental", "hostile"])
+@pytest.mark.parametrize("name", ["nightly", "platform", "incremental", "hostile", "crowded"])
 def test_a_profile_loses_nothing_and_leaves_a_report(name: str, data_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loadtests.load", name, "--items", str(ITEMS), "--minutes", "0.15"]
     command += ["--data-dir", str(data_dir), "--reports", str(tmp_path), "--picture", str(tmp_path / "picture")]
@@ -127,7 +127,7 @@ def test_a_run_without_a_finished_walk_fails() -> None:
 
 
 def test_every_profile_of_the_documentation_is_there_and_its_stages_fill_its_time() -> None:
-    assert list(PROFILES) == ["nightly", "platform", "eager", "incremental", "hostile", "soak"]
+    assert list(PROFILES) == ["nightly", "platform", "eager", "incremental", "hostile", "crowded", "soak"]
     for profile in PROFILES.values():
         assert sum(stage.share for stage in profile.stages) == pytest.approx(1)
         assert profile.limit <= 1000
