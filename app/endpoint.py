@@ -366,7 +366,8 @@ class Answer:
             await self._record(start, page, incremental=incremental)
         if reached is None and not again and self.writes:
             if self._since is not None and self.tally.walk is not None:
-                await self._catalog.guard.learn_growth(self.store, self._source, self.tally.walk)
+                sent = 0 if offset or self._repeated else tally.items
+                await self._catalog.guard.learn_growth(self.store, self._source, self.tally.walk, sent)
             await self._ended(items, incremental=self._since is not None)
             if self._since is None:
                 await self._catalog.reader.report_missing_ids(self._source)

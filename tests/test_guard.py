@@ -1033,3 +1033,97 @@ def test_syncs_that_meet_each_other_end_as_long_as_the_feed_is_whole(catalog: Sh
         bookmarks_an_hour_older(catalog)
         catalog.execute("delete from {s}.products where id <= $1", 10 * hour + 10)
         fill(catalog, 1001 + 10 * hour, 1010 + 10 * hour)
+
+
+def delta(shop: Shop, offset: int) -> int:
+    """How many items its page holds."""
+    answer = shop.get(f"products?limit=100&offset={offset}&modified_after=2026-06-01")
+    assert answer.status == 200
+    return len(answer.lines)
+
+
+def fill_now(shop: Shop, first: int, last: int) -> None:
+    shop.execute(
+        "insert into {s}.products (id, modified_at) select i, now() from generate_series($1::int, $2::int) as i",
+        first,
+        last,
+    )
+
+
+@pytest.mark.parametrize("left", [0, 30], ids=["an empty end", "a short end"])
+@pytest.mark.parametrize("mended", [False, True])
+@pytest.mark.parametrize("before", [0, 200])
+def test_what_a_delta_brought_before_its_feed_broke_is_part_of_the_measure(
+    catalog: Shop, before: int, mended: bool, left: int
+) -> None:
+    """What is counted at its end is the broken feed. Once it is mended it is counted again, however little came."""
+    if before:
+        fill(catalog, 1, before)
+        assert walk(catalog)[-1].status == 200
+        catalog.let_the_sync_be_over()
+    fill_now(catalog, 201, 1100)
+    assert [delta(catalog, offset) for offset in range(0, 800, 100)] == [100] * 8
+    lose_for_a_while(catalog, f"id between 201 and {1100 - left}")
+    assert delta(catalog, 800) == left
+    items = 800
+    if mended:
+        mend(catalog)
+        catalog.execute("update {s}.products set modified_at = now() - interval '3 hours' where id > 203")
+        assert len(catalog.get("products?modified_after=1").lines) == 3
+        catalog.execute("delete from {s}.products where id > 203")
+        items = 900 + before
+    refused = walk(catalog)[-1]
+    assert held_back(refused)
+    assert f"it had {items}" in refused.json["detail"]
+
+
+def test_a_delta_that_is_sent_items_again_makes_a_feed_no_larger(catalog: Shop) -> None:
+    """Each of its pages holds items that have changed since the one before."""
+    fill_now(catalog, 1, 200)
+    assert walk(catalog)[-1].status == 200
+    for offset in range(0, 1000, 100):
+        assert delta(catalog, offset) == 100
+        catalog.execute("update {s}.products set modified_at = clock_timestamp() where id <= 120")
+    catalog.execute("delete from {s}.products where id <= 120")
+    assert delta(catalog, 1000) == 0
+    fill(catalog, 1001, 1100)
+    assert walk(catalog)[-1].status == 200
+
+
+def test_growth_that_could_not_be_counted_is_part_of_the_measure(shop: Shop) -> None:
+    """A row that no delta holds fails."""
+    shop.execute(PRODUCTS.replace("{s}.products", "{s}.things"))
+    shop.execute("alter table {s}.things add divisor int not null default 1")
+    columns = "id, name, description, (10 / divisor)::numeric as price, image, url, categories, created_at, modified_at"
+    shop.execute(f"create view {{s}}.products as select {columns} from {{s}}.things")
+    shop.execute("insert into {s}.things (id) select generate_series(1, 200)")
+    assert walk(shop)[-1].status == 200
+    shop.execute("update {s}.things set divisor = 0 where id = 7")
+    shop.execute("insert into {s}.things (id, modified_at) select i, now() from generate_series(201, 1000) as i")
+    assert len(shop.items("products?modified_after=2026-06-01")) == 800
+    shop.execute("delete from {s}.things where id > 200 or id = 7")
+    assert held_back(walk(shop)[-1])
+
+
+def test_little_growth_counts_too(catalog: Shop) -> None:
+    fill(catalog, 1, 1000)
+    assert walk(catalog, 100)[-1].status == 200
+    fill_now(catalog, 1001, 1199)
+    assert delta(catalog, 0) + delta(catalog, 100) == 199
+    catalog.execute("delete from {s}.products where id > 801")
+    assert held_back(walk(catalog, 100)[-1])
+
+
+@pytest.mark.parametrize("before", [0, 100])
+def test_a_sync_that_was_sent_items_twice_is_measured_by_another_of_the_same_row(catalog: Shop, before: int) -> None:
+    """Two that begin at once. One is given up with 900 items; a join is lost while the other is under way."""
+    if before:
+        fill(catalog, 1, before)
+        assert walk(catalog, 300)[-1].status == 200
+        catalog.let_the_sync_be_over()
+    fill(catalog, before + 1, 1000)
+    for offset in (0, 0, 300, 600, 300):  # the last answer is lost
+        assert len(catalog.get(f"products?limit=300&offset={offset}").lines) == 300
+    catalog.execute("delete from {s}.products where id between 301 and 600")
+    answers = [catalog.get(f"products?limit=300&offset={offset}") for offset in (300, 600, 900, 1200)]
+    assert held_back(answers[-1]) or held_back(answers[-2])

@@ -3,7 +3,10 @@
 MODEL_EXAMPLES says how many orders are tried, 100 unless given.
 """
 
+import asyncio
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +20,11 @@ from app.catalog.bookmarks import Bookmark, Bookmarks, Page
 from app.catalog.source import Key, Source
 from app.catalog.standbys import Mark
 from app.protocol.problems import Refusal
+from app.protocol.request import parse
+from app.settings import Duration, FeedSettings, Store
 from tests.conftest import Database, Loop
 from tests.model import (
+    FEED,
     PROCESSES,
     Alone,
     AloneWithRetries,
@@ -494,6 +500,45 @@ def test_after_a_failover_walks_pass_again_when_nobody_can_be_there_any_more(sce
     scene.finish(importer, 0)
 
 
+@pytest.mark.parametrize("noticed", [False, True])
+@pytest.mark.parametrize(("known", "unknown"), [("61 minutes", "61 minutes"), ("119 minutes", "2 minutes")])
+def test_a_place_that_the_standby_does_not_know_is_kept_too(
+    scene: Scene, known: str, unknown: str, noticed: bool
+) -> None:
+    """As long as one may be there that was at the place before when the standby was told of it."""
+    slow, other, third = scene.importers
+    third.limit = 4
+    for _ in range(2):
+        scene.receive(slow, 0)
+    scene.let_pass(known)
+    if noticed:
+        scene.finish(third, 0)
+    scene.world.let_the_standby_follow()
+    scene.receive(slow, 0)
+    scene.world.fail_over()
+    if noticed:
+        scene.receive(third, 0)
+    scene.let_pass(unknown)
+    scene.drop([5, 6, 7])
+    scene.receive(other, 0)
+    for importer in (other, slow):
+        with pytest.raises(Refusal, match="may have been under way before"):
+            scene.receive(importer, 0)
+
+
+def test_who_is_refused_after_a_failover_notes_it(scene: Scene) -> None:
+    """The next sync is let past two hours later, and not two hours after it began."""
+    importer, *_ = scene.importers
+    for _ in range(3):
+        scene.receive(importer, 0)
+    scene.world.fail_over()
+    with pytest.raises(Refusal, match="may have been under way before"):
+        scene.receive(importer, 0)
+    scene.abandon(importer)
+    scene.let_pass("2 hours")
+    scene.finish(importer, 0)
+
+
 def test_a_failover_shows_where_the_first_page_after_it_could_not_note_it(scene: Scene) -> None:
     slow, other, _ = scene.importers
     scene.receive(slow, 0)
@@ -539,6 +584,24 @@ def test_a_database_made_anew_from_a_dump_knows_no_walk_that_began_since(
             scene.receive(importer, 0)
     finally:
         world.close()
+
+
+@pytest.mark.parametrize(("limit", "other_limit"), [(3, 6), (2, 6), (6, 3), (3, 4)])
+def test_who_ends_closes_no_way_of_pages_of_another_length(scene: Scene, limit: int, other_limit: int) -> None:
+    """Of a slow importer beside a quick one that syncs again and again: every night it comes to its end."""
+    scene.shop("ints", first=5, count=24, step=1, undated=False)
+    slow, quick, _ = scene.importers
+    slow.limit, quick.limit = limit, other_limit
+    for _ in range(2):
+        slow.synced = 0
+        for _ in range(24 // limit + 1):
+            scene.receive(slow, 0)
+            scene.finish(quick, 0)
+            scene.receive(quick, 0)
+            scene.let_pass("11 minutes")
+        assert slow.synced
+        scene.finish(quick, 0)
+        scene.let_pass("20 hours")
 
 
 def test_what_a_lost_answer_leaves_behind_does_not_stay_young(scene: Scene) -> None:
@@ -928,6 +991,42 @@ def test_a_delta_is_known_by_the_moment_it_names(world: World, bookmarks: type[B
         scene.let_pass("5 minutes")
         scene.finish(importer, 0)
         assert number == 0 or sorted(importer.sent) == changed
+
+
+class Waiting(Bookmarks):
+    """All connections are in use for a while when the first page's bookmark is to be written."""
+
+    async def turn(self, *arguments: Any, **keywords: Any) -> tuple[int, int]:
+        if keywords["start"] is None:
+            taken = [await self._pool.take() for _ in range(4)]
+            self._given_back = asyncio.create_task(self._give_back(taken))
+        return await super().turn(*arguments, **keywords)
+
+    async def _give_back(self, taken: list[Any]) -> None:
+        await asyncio.sleep(3)
+        for connection in taken:
+            await self._pool.give_back(connection)
+
+
+@pytest.mark.parametrize("bookmarks", [Bookmarks, Waiting])
+def test_hours_back_are_reckoned_from_when_the_first_page_was_asked_for(
+    world: World, bookmarks: type[Bookmarks]
+) -> None:
+    """However long the page before then waited for a connection: what changed in that time is sent."""
+    world.begin(bookmarks)
+    settings = FeedSettings(shrink_limit=1.0)
+    store = Store(public_key="key", name="ints", schema="ints", incremental_overlap=Duration(0), feeds={FEED: settings})
+    world.database.execute(
+        "insert into ints.customers select id, 'e', 1, case when id = 4 then now() - interval '59 min 57.5 s' end"
+        " from generate_series(1, 4) as id"
+    )
+    items = []
+    for offset in (0, 3):
+        query = f"limit=3&offset={offset}&modified_after=1"
+        request = parse(query, suffix=None, accept="", now=time.time(), unit="hours")
+        page = world.loop.run(world.processes[0].page(store, request))
+        items += [json.loads(line)["id"] for line in page.splitlines()]
+    assert items == [1, 2, 3, 4]
 
 
 def test_a_walk_of_an_empty_feed_leaves_nothing_behind(world: World) -> None:

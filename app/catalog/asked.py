@@ -4,21 +4,25 @@ It tells whether the pages before have led an importer to the one it asks for, a
 $1 is the store and $2 the feed in all of it.
 """
 
-from app.catalog.trails import CURRENT, OF_ITS_DELTA, YOUNG
+from app.catalog.trails import PAST, YOUNG
 
 _PATIENCE = "2s"
 """How long a page waits for a row that another one has locked: nobody holds one for long, but a frozen process does."""
+
+_AWAY = "interval '6 hours'"
+"""How long after its last bookmark that a new server knows of an importer may ask there: it stayed at that for two
+hours, stays as long at one that only the former server knew, and the new one may have been two hours behind."""
 
 _THE_FEED = "o.store = $1 and o.feed = $2 and o.incremental = {incremental}"
 
 ASKED = f"""
   select {{offset}} in (o.at, o.written_by) and o.led and o.asked > now() - {YOUNG} as in_turn,
     o.failed_over > now() - {YOUNG}
-      or (o.timeline <> clerk_feed.timeline() and o.asked > now() - {YOUNG}) as failed_over
+      or (o.timeline <> clerk_feed.timeline() and o.asked > now() - {_AWAY}) as failed_over
   from clerk_feed.asked as o
   where {_THE_FEED}
 """  # noqa: S608 (our own)
-"""Whether the page asked for now is in turn, and whether there was a failover within the time a bookmark is young."""
+"""Whether the page asked for now is in turn, and whether there was a failover that an importer may not know of yet."""
 
 LED = """(
     coalesce((select in_turn from asked), false)
@@ -43,7 +47,7 @@ NOTE = f"""free as materialized (
   set at = {{offset}} + {{limit}}, written_by = {{offset}}, asked = clock_timestamp(),
     timeline = clerk_feed.timeline(), led = {{led}},
     failed_over = case
-      when o.timeline <> clerk_feed.timeline() and o.asked > now() - {YOUNG} then now()
+      when o.timeline <> clerk_feed.timeline() and o.asked > now() - {_AWAY} then now()
       else o.failed_over
     end
   where {_THE_FEED} and exists (select from free) and {{where}}
@@ -59,6 +63,20 @@ LOST = f"""
   select
   from clerk_feed.bookmark as o
   where {_THE_FEED} and o.at <= {{offset}} and o.timeline <> clerk_feed.timeline()
-    and ({CURRENT.format(of="o")} or {OF_ITS_DELTA.format(of="o", since="{since}")})
+    and o.written > now() - {_AWAY} and (not {PAST.format(of="o")} or not o.past and o.since = {{since}})
 """  # noqa: S608 (our own)
-"""Bookmarks of before a failover that walks may have gone on from, as far as the offset."""
+"""Bookmarks of before a failover, as far as the offset, that walks may have gone on from without the new server."""
+
+NOTE_FAILOVER = f"""
+  update clerk_feed.asked as o
+  set timeline = clerk_feed.timeline(), failed_over = now()
+  from (
+    select o.store, o.feed, o.incremental
+    from clerk_feed.asked as o
+    where {_THE_FEED.format(incremental="$3")}
+      and o.timeline <> clerk_feed.timeline() and o.asked > now() - {_AWAY}
+    for update skip locked
+  ) as seen
+  where o.store = seen.store and o.feed = seen.feed and o.incremental = seen.incremental
+"""  # noqa: S608 (our own)
+"""Whoever is refused for a failover notes it too: the hours in which walks may be under way begin with it."""

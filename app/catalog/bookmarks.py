@@ -16,6 +16,7 @@ The last bookmark of a sync is past a while after the answer was made from it th
 name the same moment (`modified_after`), so where there are bookmarks of that one, no others are looked at.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.catalog.asked import ASKED, LED, LOST, NOTE
+from app.catalog.asked import ASKED, LED, LOST, NOTE, NOTE_FAILOVER
 from app.catalog.pool import LOST as LOST_CONNECTION
 from app.catalog.pool import Patience, Pool, state_unavailable
 from app.catalog.reader import key_changed
@@ -82,7 +83,7 @@ class Page(msgspec.Struct, frozen=True):
     """How many items the feed has, at its end."""
     caller: str = ""
     seconds: float = 0.0
-    """How long ago it was asked for."""
+    """How long ago it was asked for, when it had been made."""
     incremental: bool = False
     """Whether only what changed was read, which modified_after alone does not say."""
     repeated: bool = False
@@ -122,13 +123,13 @@ class Bookmarks:
         if row is None:
             row = await self._patiently(lambda connection: connection.fetchrow(_OTHER, *place, since))
             if row["failed_over"]:
-                raise _walk_lost(source)
+                raise await self._walk_lost(source, incremental=incremental)
             if row["other_order"] is not None:
                 # A page found by counting in the new order would leave out what the walk has not yet sent.
                 raise key_changed(source, row["other_order"], order)
             return None
         if row["walks_lost"]:
-            raise _walk_lost(source)
+            raise await self._walk_lost(source, incremental=incremental)
         if row["other_order"] is not None:
             # Whoever asks may have had the page before in that order: what we hold is of a walk before it.
             raise key_changed(source, row["other_order"], order)
@@ -147,6 +148,15 @@ class Bookmarks:
             row["led"],
             row["seconds"] or 0.0,
             holds,
+        )
+
+    async def _walk_lost(self, source: Source, *, incremental: bool) -> Refusal:
+        feed = (source.store, source.feed, incremental)
+        await self._patiently(lambda connection: connection.execute(NOTE_FAILOVER, *feed))
+        return Refusal(
+            WALK_LOST,
+            f"Walks of {source.feed} of {source.store} may have been under way before that.",
+            fix=WALK_LOST.fix.replace("STORE", source.store).replace("FEED", source.feed),
         )
 
     async def _held(self, source: Source, row: Any) -> int | None:
@@ -190,8 +200,12 @@ class Bookmarks:
         away.
         """
         reached = page.reached
-        row = await self._patiently(
-            lambda connection: connection.fetchrow(
+        made = time.perf_counter()
+
+        def statement(connection: Any) -> Awaitable[Any]:
+            # A connection, or the database, may have been waited for.
+            seconds = page.seconds + time.perf_counter() - made
+            return connection.fetchrow(  # type: ignore[no-any-return]
                 _TURN,
                 source.store,
                 source.feed,
@@ -212,12 +226,13 @@ class Bookmarks:
                 page.incremental,
                 page.repeated or (start is not None and start.repeated),
                 start is None or start.led,
-                page.seconds,
-                page.seconds + (start.seconds if start else 0.0) if incremental else None,
+                seconds,
+                seconds + (start.seconds if start else 0.0) if incremental else None,
                 page.since,
                 _holds(start, page),
             )
-        )
+
+        row = await self._patiently(statement)
         return row["walk"], row["id"]
 
     async def finish(self, source: Source, page: Page, *, incremental: bool, start: Bookmark) -> None:
@@ -226,7 +241,9 @@ class Bookmarks:
         async def mark(connection: Any) -> None:
             async with connection.transaction():
                 feed = (source.store, source.feed, incremental)
-                await connection.execute(_NOTE_END, *feed, page.offset, page.offset + page.limit, start.trail)
+                await connection.execute(
+                    _NOTE_END, *feed, page.offset, page.offset + page.limit, start.trail, page.since
+                )
                 await connection.execute(_FINISH, start.walk, page.invalid, page.final_items)
 
         await self._patiently(mark)
@@ -240,6 +257,7 @@ class Bookmarks:
             ending = (begun.walk, page.items, page.invalid, page.final_items)
             await self._patiently(lambda connection: connection.execute(_ENDED_BEGUN, *ending))
             return begun.walk
+        made = time.perf_counter()
         walk: int = await self._patiently(
             lambda connection: connection.fetchval(
                 _ENDED_AT_ONCE,
@@ -251,7 +269,7 @@ class Bookmarks:
                 page.invalid,
                 page.final_items,
                 page.caller,
-                page.seconds,
+                page.seconds + time.perf_counter() - made,
             )
         )
         return walk
@@ -287,14 +305,6 @@ def _holds(start: Bookmark | None, page: Page) -> int | None:
     if page.repeated or (start is not None and start.holds is None):
         return None
     return page.items + ((start.holds or 0) if start else 0)
-
-
-def _walk_lost(source: Source) -> Refusal:
-    return Refusal(
-        WALK_LOST,
-        f"Walks of {source.feed} of {source.store} may have been under way before that.",
-        fix=WALK_LOST.fix.replace("STORE", source.store).replace("FEED", source.feed),
-    )
 
 
 async def end_walks(connection: Any, stores: list[str], feeds: list[str]) -> list[tuple[str, str]]:
@@ -478,7 +488,15 @@ with {
 ), not_the_end as (
   {HELD_ITEMS.format(incremental="$3", offset=f"case when not {_ENDS} then $4 end", led="$19::boolean")}
 ), the_end as (
-  {ENDED.format(incremental="$3", offset=f"case when {_ENDS} then $4 end", trail="$9")}
+  {
+    ENDED.format(
+        incremental="$3",
+        offset=f"case when {_ENDS} then $4 end",
+        limit="($5::int8 - $4)",
+        since="$22::float8",
+        trail="$9",
+    )
+}
 ), gone_on as (
   -- A walk that has finished stays what it was: the guard measures by it. Whoever ends one anew gets a row of his own,
   -- and so does who goes on with a delta: what it brings is counted by when it comes.
@@ -514,7 +532,7 @@ _NOTE_END = f"""
 with {NOTE.format(incremental="$3", offset="$4::int8", limit="($5::int8 - $4)", where="true", led="true")}, past as (
   {GONE_ON.format(incremental="$3", offset="$4", trail="$6::int8")}
 )
-{ENDED.format(incremental="$3", offset="$4", trail="$6::int8")}
+{ENDED.format(incremental="$3", offset="$4", limit="($5::int8 - $4)", since="$7::float8", trail="$6::int8")}
 """
 
 _FINISH = """

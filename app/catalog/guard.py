@@ -79,6 +79,10 @@ class Guard:
             if ending.holds is not None and shrunk(ending.holds, invalid, measure, settings):
                 # The feed is as large as it was now, but was not while it was sent.
                 items = sent = min(sent, ending.holds)
+            if sent < ending.items:
+                # What the row of this walk holds beyond that may be another importer's.
+                known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk, sent)
+                measure = _measure(known)
         # Clerk deletes nothing of what both this walk and one that did not end were sent, whatever became of it.
         small = shrunk(items, invalid, finished, settings) or shrunk(sent, invalid, measure, settings)
         if not broken and not small:
@@ -107,19 +111,27 @@ class Guard:
         except asyncpg.PostgresError as error:
             raise state_unavailable(error, self._emit) from error
 
-    async def learn_growth(self, store: Store, source: Source, walk: int) -> None:
-        """Count the feed at the end of an incremental walk, where those since the last count may have added many.
+    async def learn_growth(self, store: Store, source: Source, walk: int, sent: int) -> None:
+        """Count the feed at the end of an incremental walk, where those since the last count may have added some.
 
-        Nobody is refused for it, whatever happens.
+        `sent`: how many different items its last answer held, where that was the only one. Nobody is refused for it,
+        whatever happens.
         """
 
         async def learn(connection: Any) -> None:
-            known = await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0)
-            measure = _finished(known)
+            settings = store.feed(source.feed)
+            measure = _finished(await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0))
             brought = await connection.fetchval(_BROUGHT, store.name, source.feed)
-            if _grown((measure or 0) + brought, measure, store.feed(source.feed)):
+            # What is not counted is not missed either, so that little may stay uncounted.
+            if brought <= (measure or 0) * settings.shrink_limit / 4:
+                return
+            delivered = max(sent, await connection.fetchval(_SENT, store.name, source.feed) or 0)
+            items = None
+            with suppress(Refusal):
                 items = await self._counted(connection, source, source.count_ids)
-                await connection.execute("update clerk_feed.walk set feed_items = $2 where id = $1", walk, items)
+            # It may have broken while they were sent: then it is counted again after the next delta.
+            uncounted = items is None or shrunk(items, 0, _most(measure, delivered), settings)
+            await connection.execute(_LEARNT, walk, delivered if uncounted else items, uncounted)
 
         with suppress(Refusal, asyncpg.PostgresError):
             await self._pool.patiently(learn, Patience(self._resume_seconds))
@@ -232,8 +244,8 @@ def _before(known: Any) -> str:
         return (
             f"it had {most} since {accepted} were accepted" if (most or 0) > accepted else f"{accepted} were accepted"
         )
-    if most is None or last is None or most <= last:
-        return f"the last full walk that finished had {last if last is not None else 0}"
+    if most is None or (last is not None and most <= last):
+        return f"the last full walk that finished had {last or 0}"
     return f"within 24 hours, or since the last full walk, it had {most}"
 
 
@@ -364,16 +376,32 @@ select
   coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
 """  # noqa: S608 (only our own text is put in)
 
-_BROUGHT = """
+_DELTAS = """
 with counted as (
   select max(last_page) as at
   from clerk_feed.walk
-  where store = $1 and feed = $2 and ended = 'finished' and (feed_items is not null or not incremental)
+  where store = $1 and feed = $2 and ended = 'finished'
+    and (not incremental or feed_items is not null and not uncounted)
+), deltas as (
+  select w.id, w.items, w.started
+  from clerk_feed.walk as w, counted
+  where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
 )
-select coalesce(sum(w.items), 0)::int8
-from clerk_feed.walk as w, counted
-where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
 """
+
+_BROUGHT = f"{_DELTAS} select coalesce(sum(items), 0)::int8 from deltas"  # noqa: S608 (only our own text is put in)
+
+# What changed after a delta had begun may have been sent before; what had changed until then was sent once.
+_SENT = f"""
+{_DELTAS}
+select max(b.at)
+from clerk_feed.bookmark as b
+join deltas on deltas.id = b.walk
+where b.store = $1 and b.feed = $2 and b.incremental and b.led and not b.is_end and not b.ambiguous and not b.repeated
+  and coalesce(b.modified_at <= deltas.started, true)
+"""  # noqa: S608 (only our own text is put in)
+
+_LEARNT = "update clerk_feed.walk set feed_items = $2, uncounted = $3 where id = $1"
 
 # An hour before they are swept.
 _REMEMBER = f"""

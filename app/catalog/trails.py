@@ -75,7 +75,11 @@ ENDED = f"""
     select b.id, closing.trail as closing
     from (
       select coalesce({{trail}}, (
-        select b.trail from clerk_feed.bookmark as b where {_MAY_BE_THE_END} and not b.closed order by b.id limit 1
+        select b.trail
+        from clerk_feed.bookmark as b
+        where {_MAY_BE_THE_END} and not b.closed and b.at - b.written_by = {{limit}}
+        order by b.since is distinct from {{since}}, b.id
+        limit 1
       )) as trail
     ) as closing, clerk_feed.bookmark as b
     where {_BOOKMARKS} and b.at <= {{offset}} and not b.past and b.written > now() - {YOUNG} and {PATIENT}
@@ -85,5 +89,5 @@ ENDED = f"""
   ) as b
   where last.id = b.id
 """  # noqa: S608 (our own)
-"""An answer was made that ends a sync. Where whoever asked can't be told, one trail is closed all the same: each trail
-leads one importer to its end, and nobody else."""
+"""An answer was made that ends a sync. Where whoever asked can't be told, one trail is closed all the same, of pages as
+long as its own: each trail leads one importer to its end, and nobody else."""
