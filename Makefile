@@ -14,7 +14,7 @@ test: $(VENV)/installed
 
 # Twenty times as many examples of the model-based test, which takes over an hour on two cores.
 test-long: $(VENV)/installed
-	MODEL_EXAMPLES=2000 $(BIN)/pytest -n auto tests/test_model.py
+	MODEL_EXAMPLES=2000 $(BIN)/pytest -n auto --dist worksteal tests/test_model.py
 
 # ITEMS=200000 for a quick look, JSON=FILE to keep the figures, PLOTS=DIR for the plots of README.md, and for a part
 # ONLY=walk|baseline|mapped|draft|django|datasette|stream|small|start|rendered.
