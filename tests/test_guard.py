@@ -1090,11 +1090,12 @@ def test_a_delta_that_is_sent_items_again_makes_a_feed_no_larger(catalog: Shop) 
     assert walk(catalog)[-1].status == 200
 
 
-def test_growth_that_could_not_be_counted_is_part_of_the_measure(shop: Shop) -> None:
-    """A row that no delta holds fails."""
+@pytest.mark.parametrize("price", ["10 / divisor", "case divisor when 1 then 10 else length(pg_sleep(40)::text) end"])
+def test_growth_that_could_not_be_counted_is_part_of_the_measure(shop: Shop, price: str) -> None:
+    """A row that no delta holds fails, or takes too long."""
     shop.execute(PRODUCTS.replace("{s}.products", "{s}.things"))
     shop.execute("alter table {s}.things add divisor int not null default 1")
-    columns = "id, name, description, (10 / divisor)::numeric as price, image, url, categories, created_at, modified_at"
+    columns = f"id, name, description, ({price})::numeric as price, image, url, categories, created_at, modified_at"
     shop.execute(f"create view {{s}}.products as select {columns} from {{s}}.things")
     shop.execute("insert into {s}.things (id) select generate_series(1, 200)")
     assert walk(shop)[-1].status == 200

@@ -20,6 +20,8 @@ from app.protocol.problems import FEED_SHRUNK, SOURCE_FAILED, Refusal
 from app.settings import FeedSettings, Store
 from app.status.events import Emit, WalkHeldBack
 
+_DELTA_COUNT_MILLISECONDS = 10_000
+
 
 class Ending(msgspec.Struct, frozen=True):
     """A walk as its end sees it. `items` is its offset plus what the last page holds."""
@@ -128,7 +130,10 @@ class Guard:
             delivered = max(sent, await connection.fetchval(_SENT, store.name, source.feed) or 0)
             items = None
             with suppress(Refusal):
-                items = await self._counted(connection, source, source.count_ids)
+                async with connection.transaction():
+                    # The importer waits for it.
+                    await connection.execute(f"set local statement_timeout = {_DELTA_COUNT_MILLISECONDS}")
+                    items = await self._counted(connection, source, source.count_ids)
             # It may have broken while they were sent: then it is counted again after the next delta.
             uncounted = items is None or shrunk(items, 0, _most(measure, delivered), settings)
             await connection.execute(_LEARNT, walk, delivered if uncounted else items, uncounted)
