@@ -92,6 +92,7 @@ class FeedEndpoint:
             ]
             for answer in answers:
                 answer.writes = writes
+                answer.ends = False
             return SingleFile(store, answers, self._catalog.bookmarks, tally, created=int(time.time()))
         feed, suffix = _named(request.path_params["feed"])
         wanted = protocol.parse(
@@ -156,14 +157,16 @@ class Answer:
         self._left: tuple[Position, int] | None = None
         self._walk: Mark | None = None
         """The walk that this answer began, where standbys read it."""
-        self._mark = self._begun = 0.0
+        self._mark = 0.0
         self.writes = True
+        self.ends = True
+        """Whether its walk is over with it, where it is whole."""
         self.tally = tally or Tally()
 
     async def chunks(self) -> Chunks:
         """The answer's bytes. A page's bookmark is durable before its last chunk leaves here."""
         limit, framing = self._wanted.limit, FRAMING[self._wanted.format]
-        self._mark = self._begun = time.perf_counter()
+        self._mark = time.perf_counter()
         if (body := await self._small_page()) is not None:
             yield framing.opening + body + framing.closing
             return
@@ -218,9 +221,6 @@ class Answer:
             self.tally.bookmark += self._lap()
         pieces.append(framing.closing)
         yield b"".join(filter(None, pieces))
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._begun
 
     def _lap(self) -> float:
         """Seconds since the last one."""
@@ -358,16 +358,16 @@ class Answer:
                 reached,
                 final_items,
                 self._caller,
-                self._seconds(),
+                tally.seconds(),
                 self._since is not None,
                 self._repeated,
                 wanted.modified_after,
             )
             await self._record(start, page, incremental=incremental)
+        if self._since is not None and not again and self.writes and tally.walk is not None:
+            ends = reached is None
+            await self._catalog.guard.learn_growth(self.store, self._source, tally.walk, ends=ends)
         if reached is None and not again and self.writes:
-            if self._since is not None and self.tally.walk is not None:
-                sent = 0 if offset or self._repeated else tally.items
-                await self._catalog.guard.learn_growth(self.store, self._source, self.tally.walk, sent)
             await self._ended(items, incremental=self._since is not None)
             if self._since is None:
                 await self._catalog.reader.report_missing_ids(self._source)
@@ -399,7 +399,9 @@ class Answer:
         source = self._source
         whole = self._wanted.limit is None
         if whole or (start is None and not page.items):
-            self.tally.walk = await self._catalog.bookmarks.ended_at_once(source, page, whole=whole, begun=self._walk)
+            self.tally.walk = await self._catalog.bookmarks.ended_at_once(
+                source, page, whole=whole, begun=self._walk, ends=self.ends
+            )
         elif start is not None and not page.items:
             await self._catalog.bookmarks.finish(source, page, incremental=incremental, start=start)
         else:
@@ -495,10 +497,11 @@ class SingleFile:
                         yield b"".join(pieces)
                         pieces, size = [], 0
             pieces.append(b",")
-        # Until now each of its feeds was under way: what was deleted at Clerk meanwhile may be in it.
+        # Until now each of its feeds was under way: what was deleted at Clerk meanwhile may be in it. And none comes to
+        # its end where another one is refused.
         walks = [answer.tally.walk for answer in self._answers if answer.tally.walk is not None]
         if walks:
-            await self._bookmarks.sent_until_now(walks)
+            await self._bookmarks.end(walks)
         pieces.append(b'"created":%d,"strict":false}' % self._created)
         yield b"".join(pieces)
 

@@ -31,6 +31,7 @@ from app.endpoint import Answer, Catalog
 from app.protocol.feeds import FeedName
 from app.protocol.problems import KEY_CHANGED, OFFSET_LOST, WALK_LOST, Problem, Refusal
 from app.protocol.request import FeedRequest, Format
+from app.response import Tally
 from app.settings import Database as DatabaseSettings
 from app.settings import Duration, FeedSettings, Store
 from app.status.events import Event, OffsetUnknown
@@ -122,8 +123,9 @@ class Process:
         self._catalog = Catalog(self.sources, self._reader, found, small_pages, self._ahead, self._guard)
 
     async def page(self, store: Store, wanted: FeedRequest) -> bytes:
+        tally = Tally()
         source = await self.sources.of(store, FEED)
-        answer = Answer(store, source, wanted, self._catalog, self.events.append)
+        answer = Answer(store, source, wanted, self._catalog, self.events.append, tally)
         try:
             page = b"".join([chunk async for chunk in answer.chunks()])
         except Refusal as refusal:

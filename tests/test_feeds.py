@@ -1,12 +1,18 @@
 """The source contract: what a column becomes in the feed."""
 
+import asyncio
 import json
 from typing import Any
 
+import asyncpg
 import pytest
 
+from app.catalog.pool import Pool
+from app.catalog.source import Source, Sources
+from app.settings import Database as DatabaseSettings
+from app.settings import Store
 from tests.clerk import problem
-from tests.conftest import CITEXT, Shop, eventually, ids
+from tests.conftest import CITEXT, PRODUCTS, Loop, Shop, eventually, ids
 
 GUIDE_PRODUCTS = r"""
 [
@@ -399,3 +405,33 @@ def test_a_column_that_becomes_another_type_is_served_as_that_at_once(
     assert len(catalog.items("products?limit=5&offset=0")) == 5
     catalog.execute(f"alter table {{s}}.products alter column x type {after}")
     assert [item["x"] for item in catalog.items("products?limit=5&offset=0")] == [value] * 5
+
+
+def test_a_description_is_as_old_as_its_beginning(shop: Shop, loop: Loop) -> None:
+    """Whoever asks while one takes seconds is not told what there was before."""
+    shop.execute(PRODUCTS)
+    store = Store(public_key="key", name=shop.name, schema=shop.name)
+
+    async def described() -> tuple[Source, Source]:
+        other = await asyncpg.connect(shop.database.dsn)
+        pool = await Pool.open(shop.database.dsn, DatabaseSettings(pool_size=2), lambda event: None)
+        try:
+            sources = Sources(pool, 5)
+            await sources.of(store, "products")
+            await asyncio.sleep(2.1)
+            await other.execute("begin; lock table pg_catalog.pg_inherits in access exclusive mode")
+            stalled = asyncio.create_task(sources.of(store, "products"))
+            await asyncio.sleep(2.1)
+            # That has read the columns before.
+            await other.execute(f"alter table {shop.name}.products add column colour text")
+            asked = asyncio.create_task(sources.of(store, "products"))
+            await asyncio.sleep(0.1)
+            await other.execute("commit")
+            return await stalled, await asked
+        finally:
+            await other.close()
+            await pool.close()
+
+    before, now = loop.run(described())
+    assert "colour" not in before.attributes
+    assert "colour" in now.attributes

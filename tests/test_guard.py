@@ -4,6 +4,7 @@ import http.client
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -313,7 +314,7 @@ def days_later(shop: Shop, days: int = 1) -> None:
     age(shop, 24 * days)
     shop.execute(
         "update clerk_feed.walk set started = started - $2 * interval '1 day',"
-        " last_page = last_page - $2 * interval '1 day' where store = $1",
+        " last_page = last_page - $2 * interval '1 day', counted = counted - $2 * interval '1 day' where store = $1",
         shop.name,
         days,
     )
@@ -629,7 +630,8 @@ def test_behind_a_page_held_back_the_end_of_an_earlier_walk_is_none(catalog: Sho
 
 def age_walks(shop: Shop, hours: int) -> None:
     shop.execute(
-        "update clerk_feed.walk set last_page = last_page - make_interval(hours => $2) where store = $1",
+        "update clerk_feed.walk set last_page = last_page - make_interval(hours => $2),"
+        " counted = counted - make_interval(hours => $2) where store = $1",
         shop.name,
         hours,
     )
@@ -668,7 +670,7 @@ def test_a_page_held_back_leaves_the_measure_where_its_walk_went_on_from_a_finis
 def hours_later(database: Database, hours: float) -> None:
     for table, moments in {
         "bookmark": ("written", "ended", "began"),
-        "walk": ("started", "last_page"),
+        "walk": ("started", "last_page", "counted"),
         "asked": ("asked", "failed_over"),
     }.items():
         shifted = ", ".join(f"{moment} = {moment} - make_interval(secs => $1)" for moment in moments)
@@ -1051,48 +1053,158 @@ def fill_now(shop: Shop, first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 30], ids=["an empty end", "a short end"])
-@pytest.mark.parametrize("mended", [False, True])
-@pytest.mark.parametrize("before", [0, 200])
+@pytest.mark.parametrize("before", [0, 200, 1000])
 def test_what_a_delta_brought_before_its_feed_broke_is_part_of_the_measure(
-    catalog: Shop, before: int, mended: bool, left: int
+    catalog: Shop, before: int, left: int
 ) -> None:
-    """What is counted at its end is the broken feed. Once it is mended it is counted again, however little came."""
+    """At its end the feed is no larger than it was: it has been counted before."""
     if before:
         fill(catalog, 1, before)
         assert walk(catalog)[-1].status == 200
         catalog.let_the_sync_be_over()
-    fill_now(catalog, 201, 1100)
+    fill_now(catalog, 2001, 2900)
     assert [delta(catalog, offset) for offset in range(0, 800, 100)] == [100] * 8
-    lose_for_a_while(catalog, f"id between 201 and {1100 - left}")
+    catalog.execute("delete from {s}.products where id between 2001 and $1", 2900 - left)
     assert delta(catalog, 800) == left
-    items = 800
-    if mended:
-        mend(catalog)
-        catalog.execute("update {s}.products set modified_at = now() - interval '3 hours' where id > 203")
-        assert len(catalog.get("products?modified_after=1").lines) == 3
-        catalog.execute("delete from {s}.products where id > 203")
-        items = 900 + before
     refused = walk(catalog)[-1]
     assert held_back(refused)
-    assert f"it had {items}" in refused.json["detail"]
+    assert f"it had {before + 900}" in refused.json["detail"]
 
 
-def test_a_delta_that_is_sent_items_again_makes_a_feed_no_larger(catalog: Shop) -> None:
-    """Each of its pages holds items that have changed since the one before."""
+def test_what_comes_while_a_delta_runs_is_part_of_the_measure_too(catalog: Shop) -> None:
+    fill(catalog, 1, 100)
+    assert walk(catalog)[-1].status == 200
+    catalog.let_the_sync_be_over()
+    for offset in range(0, 800, 100):
+        fill_now(catalog, 1001 + offset, 1100 + offset)
+        time.sleep(0.2)  # a count is a twentieth of the time
+        assert delta(catalog, offset) == 100
+    catalog.execute("delete from {s}.products where id > 90")
+    assert delta(catalog, 800) == 0
+    assert held_back(walk(catalog)[-1])
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_delta_that_is_sent_items_again_makes_a_feed_no_larger(catalog: Shop, at_once: bool) -> None:
+    """They change again and again; or by transactions that began before it did."""
     fill_now(catalog, 1, 200)
     assert walk(catalog)[-1].status == 200
+    before = catalog.database.value("select now()::text")
     for offset in range(0, 1000, 100):
         assert delta(catalog, offset) == 100
-        catalog.execute("update {s}.products set modified_at = clock_timestamp() where id <= 120")
-    catalog.execute("delete from {s}.products where id <= 120")
-    assert delta(catalog, 1000) == 0
-    fill(catalog, 1001, 1100)
+        moment = f"'{before}'::timestamptz + interval '{offset + 1} us'" if at_once else "clock_timestamp()"
+        catalog.execute(f"update {{s}}.products set modified_at = {moment}")
+    catalog.execute("delete from {s}.products where id <= 40")
+    assert delta(catalog, 1000) == 100
+    assert delta(catalog, 1100) == 60
     assert walk(catalog)[-1].status == 200
 
 
-@pytest.mark.parametrize("price", ["10 / divisor", "case divisor when 1 then 10 else length(pg_sleep(40)::text) end"])
+def test_a_delta_of_a_view_that_repeats_ids_makes_a_feed_no_larger(shop: Shop) -> None:
+    """Each translation has its own modified_at, so that no page holds an id twice."""
+    shop.execute(PRODUCTS.replace("{s}.products", "{s}.chairs"))
+    shop.execute("insert into {s}.chairs (id, modified_at) select i, now() from generate_series(1, 500) as i")
+    shop.execute(
+        "create view {s}.products as select id, name, description, price, image, url, categories, created_at,"
+        " modified_at + n * interval '1 minute' as modified_at from {s}.chairs, generate_series(1, 2) as n"
+    )
+    assert walk(shop)[-1].status == 200
+    assert [delta(shop, offset) for offset in range(0, 1100, 100)] == [100] * 10 + [0]
+    assert walk(shop)[-1].status == 200
+
+
+def test_what_was_counted_before_a_shrink_was_accepted_measures_nothing(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    """A delta goes on behind the acceptance, and another one ends."""
+    service, config = own_service(database, clerk, serve, tmp_path)
+    fill_customers(database, 101, 1000)
+    assert get_all(service) == 1000
+    database.execute("update dk.customers set modified_at = now()")
+    page = "/dk/customers?modified_after=2026-06-01&limit=100&offset={}"
+    for offset in range(0, 300, 100):
+        assert len(service.get(page.format(offset)).lines) == 100
+    database.execute("delete from dk.customers where id > 400")
+    assert held_back(service.get("/dk/customers"))
+    assert accept(config, "dk", "customers").returncode == 0
+    assert len(service.get(page.format(300)).lines) == 100
+    assert len(service.get(page.format(400)).lines) == 0
+    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) == 400
+    assert get_all(service) == 400
+
+
+def fill_customers(database: Database, first: int, last: int) -> None:
+    database.execute("insert into dk.customers (id) select generate_series($1::int, $2::int)", first, last)
+
+
+@pytest.mark.parametrize("by_delta", [False, True])
+def test_what_was_accepted_is_the_measure_where_the_last_full_sync_had_less(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path, by_delta: bool
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    hours_later(database, 48)
+    fill_customers(database, 101, 1000)
+    if by_delta:
+        assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) == 900
+    else:
+        for offset in range(0, 900, 100):
+            assert len(service.get(f"/dk/customers?limit=100&offset={offset}").lines) == 100
+    database.execute("delete from dk.customers where id > 600")
+    assert held_back(service.get("/dk/customers"))
+    assert accept(config, "dk", "customers", "--items", "600").returncode == 0
+    database.execute("delete from dk.customers where id > 85")
+    assert held_back(service.get("/dk/customers"))
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_what_was_counted_outlives_the_history(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path, synced: bool
+) -> None:
+    """What a delta brought that was given up is counted by one that brings nothing."""
+    service, _ = own_service(database, clerk, serve, tmp_path)
+    if synced:
+        assert get_all(service) == 100
+        hours_later(database, 1)
+    fill_customers(database, 101, 1000)
+    for offset in range(0, 900, 100):
+        page = service.get(f"/dk/customers?modified_after=2026-06-01&limit=100&offset={offset}")
+        assert len(page.lines) == 100
+    database.execute("update dk.customers set modified_at = '2020-01-01'")
+    database.execute("update clerk_feed.walk set feed_items = null, counted = null")
+    assert service.get("/dk/customers?modified_after=2026-06-01").lines == []
+    hours_later(database, 24 * 31)
+    service.stop()
+    again = serve(base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n')
+    eventually(lambda: database.value("select count(*) from clerk_feed.bookmark") == 0)
+    database.execute("delete from dk.customers where id > 90")
+    assert held_back(again.get("/dk/customers"))
+
+
+def test_a_sync_whose_items_are_replaced_is_not_measured_by_itself(catalog: Shop) -> None:
+    """It is sent them all, and items twice at its end, so that it is counted."""
+    fill(catalog, 1, 1000)
+    assert walk(catalog, 100)[-1].status == 200
+    catalog.let_the_sync_be_over()
+    begin(catalog, 800, 100)
+    catalog.execute("delete from {s}.products where id <= 400")
+    fill(catalog, 2001, 2400)
+    for offset in range(800, 1400, 100):
+        assert catalog.get(f"products?limit=100&offset={offset}").status == 200
+    catalog.execute("delete from {s}.products where id = 2350")  # behind an answer that is lost
+    fill(catalog, 3000, 3000)
+    answers = [catalog.get(f"products?limit=100&offset={offset}") for offset in range(1300, 1600, 100)]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert not answers[-1].body
+
+
+@pytest.mark.parametrize("price", ["10 / divisor", "case divisor when 1 then 10 else {s}.slow() end"])
 def test_growth_that_could_not_be_counted_is_part_of_the_measure(shop: Shop, price: str) -> None:
     """A row that no delta holds fails, or takes too long."""
+    shop.execute(
+        "create function {s}.slow() returns numeric language plpgsql stable as"
+        " 'begin perform pg_sleep(40); return 1; end'"
+    )
     shop.execute(PRODUCTS.replace("{s}.products", "{s}.things"))
     shop.execute("alter table {s}.things add divisor int not null default 1")
     columns = f"id, name, description, ({price})::numeric as price, image, url, categories, created_at, modified_at"

@@ -4,6 +4,7 @@ import http.client
 import re
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
@@ -648,3 +649,26 @@ def test_a_stream_does_not_go_on_in_another_order(database: Database, clerk: Fak
             response.read()
     [cut] = service.events("CutOff")
     assert "key-changed" in str(cut) or "went by the id" in str(cut)
+
+
+def test_hours_back_are_reckoned_from_when_a_page_was_asked_for(
+    database: Database, loop: Loop, clerk: FakeClerk, serve: Serve
+) -> None:
+    """The database is locked for seconds while the source is described for the first one."""
+    database.execute("create schema shop")
+    database.execute("create table shop.customers (id bigint primary key, email text, modified_at timestamptz)")
+    config = base_config(database.dsn, clerk.verify_url)
+    service = serve(f'{config}\n[stores.shop]\npublic_key = "key-shop"\nincremental_overlap = "0s"\n')
+    page = "/shop/customers?limit=3&offset={}&modified_after=1"
+    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as executor:
+        other.execute("begin")
+        other.execute("lock table pg_catalog.pg_inherits in access exclusive mode")
+        database.execute(
+            "insert into shop.customers select id, 'e', case when id = 4 then now() - interval '59 min 57.5 s' end"
+            " from generate_series(1, 4) as id"
+        )
+        asked = executor.submit(lambda: service.get(page.format(0)))
+        time.sleep(3.5)
+        other.execute("rollback")
+        first = asked.result(30)
+    assert ids(first.lines) + ids(service.get(page.format(3)).lines) == [1, 2, 3, 4]

@@ -2,6 +2,9 @@
 
 import json
 import math
+import threading
+import time
+from contextlib import closing
 from decimal import Decimal
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from app.catalog.rendered import RefreshError, RefreshHeldBackError, Summary
 from app.clerk.importer import Importer
 from tests.clerk import problem
-from tests.conftest import CITEXT, PRODUCTS, TOKEN, Loop, reloaded
+from tests.conftest import CITEXT, PRODUCTS, TOKEN, Answer, Database, Loop, reloaded
 from tests.rendered import RenderedShop, bare, rendered, rendered_service
 from tests.test_feeds import TYPES
 
@@ -261,6 +264,36 @@ def test_another_type_of_key_makes_the_feed_anew(rendered: RenderedShop) -> None
     assert rendered.items_table() != before
     rendered.refresh()
     assert rendered.database.value("select to_regclass($1)", before) is None
+
+
+@pytest.mark.parametrize("query", ["", "?limit=1000&offset=0", "?limit=50&offset=0"])
+def test_items_under_the_type_of_key_before_are_not_taken_for_the_feed(
+    rendered: RenderedShop, loop: Loop, query: str
+) -> None:
+    """A dump keeps their table from being dropped, and the description of the feed is some moments old."""
+    with closing(Database(loop, rendered.database.dsn)) as dump:
+        dump.execute("begin")
+        dump.execute(f"lock table {rendered.items_table()} in access share mode")
+        rendered.execute("alter table {s}.products alter column id type text using id::text")
+        rendered.execute("insert into {s}.products (id) values ('0')")
+        asked: list[Answer] = []
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                asked.append(rendered.get(f"products{query}"))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        rendered.refresh()
+        seen = len(asked) + 1  # the one that is under way began before
+        time.sleep(2.5)
+        stop.set()
+        thread.join()
+        dump.execute("rollback")
+    whole = [answer for answer in asked[seen:] if answer.status == 200]
+    assert whole
+    assert all(b'"id":"0"' in answer.body for answer in whole)
 
 
 @pytest.mark.parametrize("types", [("bigint", "text"), ("text", "bigint"), ("text", "char(8)")])

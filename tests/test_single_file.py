@@ -161,3 +161,22 @@ def test_compressed_it_is_the_same(catalog: Shop) -> None:
     add_products(catalog, 3)
     answer = catalog.get("feed.json", headers={"Accept-Encoding": "gzip"})
     assert [item["id"] for item in parsed(gzip.decompress(answer.body))["products"]] == [1, 2, 3]
+
+
+def test_no_feed_comes_to_its_end_where_another_one_is_refused(catalog: Shop) -> None:
+    """Night after night a feed loses some items, and another one is broken. Clerk receives none of it."""
+    add_products(catalog, 1000)
+    catalog.execute(
+        "create table {s}.customers as select i as id, 'a@shop.example' as email from generate_series(1, 50) i"
+    )
+    assert len(parsed(catalog.get("feed.json").body)["products"]) == 1000
+    catalog.execute("alter table {s}.customers rename to people")
+    catalog.execute("create view {s}.customers as select * from {s}.people where id < 10")
+    for size in (850, 720, 610):
+        catalog.execute(
+            "update clerk_feed.walk set last_page = last_page - interval '25 hours' where store = $1", catalog.name
+        )
+        catalog.execute("delete from {s}.products where id > $1::int", size)
+        problem(catalog.get("feed.json"), 503, "feed-shrunk")
+    catalog.execute("create or replace view {s}.customers as select * from {s}.people")
+    problem(catalog.get("feed.json"), 503, "feed-shrunk")

@@ -248,13 +248,16 @@ class Bookmarks:
 
         await self._patiently(mark)
 
-    async def ended_at_once(self, source: Source, page: Page, *, whole: bool, begun: Mark | None = None) -> int:
+    async def ended_at_once(
+        self, source: Source, page: Page, *, whole: bool, begun: Mark | None = None, ends: bool = True
+    ) -> int:
         """Record a walk of one answer, which leaves no bookmark: a whole feed, or an empty first page.
 
-        Answers the walk's number.
+        Answers the walk's number. One that is not to end with it ends by `end`.
         """
+        ended = "finished" if ends else None
         if begun is not None:
-            ending = (begun.walk, page.items, page.invalid, page.final_items)
+            ending = (begun.walk, page.items, page.invalid, page.final_items, ended)
             await self._patiently(lambda connection: connection.execute(_ENDED_BEGUN, *ending))
             return begun.walk
         made = time.perf_counter()
@@ -270,13 +273,14 @@ class Bookmarks:
                 page.final_items,
                 page.caller,
                 page.seconds + time.perf_counter() - made,
+                ended,
             )
         )
         return walk
 
-    async def sent_until_now(self, walks: Sequence[int]) -> None:
-        """Note that the last bytes of walks that have ended leave only now. Raises Refusal."""
-        sql = "update clerk_feed.walk set last_page = clock_timestamp() where id = any($1)"
+    async def end(self, walks: Sequence[int]) -> None:
+        """Note that the last bytes of walks leave now. Raises Refusal."""
+        sql = "update clerk_feed.walk set ended = 'finished', last_page = clock_timestamp() where id = any($1)"
         await self._patiently(lambda connection: connection.execute(sql, walks))
 
     async def walk(self, id: int) -> Walk | None:
@@ -378,7 +382,7 @@ returning id, started::text as started
 
 _ENDED_BEGUN = """
 update clerk_feed.walk
-set pages = 1, items = $2, invalid = $3, ended = 'finished', final_items = $4, last_page = clock_timestamp()
+set pages = 1, items = $2, invalid = $3, ended = $5, final_items = $4, last_page = clock_timestamp()
 where id = $1
 """
 
@@ -552,7 +556,7 @@ where w.id = $1 and $3::int8 is not null and not exists (select from gone_on)
 _ENDED_AT_ONCE = """
 insert into clerk_feed.walk
   (store, feed, incremental, whole, pages, items, invalid, ended, final_items, caller, started)
-values ($1, $2, $3, $4, 1, $5, $6, 'finished', $7, $8, now() - make_interval(secs => $9::float8))
+values ($1, $2, $3, $4, 1, $5, $6, $10, $7, $8, now() - make_interval(secs => $9::float8))
 returning id
 """
 
@@ -568,18 +572,20 @@ with last as (
   from clerk_feed.walk
   where ended = 'finished' and not incremental
   order by store, feed, last_page desc, id desc
+), largest as (
+  select distinct on (store, feed) id
+  from clerk_feed.walk
+  where feed_items is not null
+  order by store, feed, feed_items desc, id desc
 ), walks as (
   delete from clerk_feed.walk as w
   where started < now() - interval '{WALKS_KEPT_DAYS} days'
     -- The guard measures by the last full walk that finished, however long ago that was, and by what deltas brought
-    -- since then; or by those that did not, where none has.
+    -- since then; where none has, by those that did not, and by what was counted.
     and id not in (select id from last)
+    and id not in (select id from largest)
     and not (
-      not incremental and feed_items is not null
-      and not exists (select from last where last.store = w.store and last.feed = w.feed)
-    )
-    and not (
-      incremental and items > 0
+      incremental and (items > 0 or counted is not null)
       and exists (select from last where last.store = w.store and last.feed = w.feed and last.last_page < w.last_page)
     )
 )

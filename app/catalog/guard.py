@@ -7,6 +7,7 @@ several answers that nobody received, each a little smaller, must not drain a sh
 is part of it, and so is what syncs were sent that never came to their end: Clerk has it.
 """
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +21,9 @@ from app.protocol.problems import FEED_SHRUNK, SOURCE_FAILED, Refusal
 from app.settings import FeedSettings, Store
 from app.status.events import Emit, WalkHeldBack
 
-_DELTA_COUNT_MILLISECONDS = 10_000
+_COUNT_MILLISECONDS = 5000
+_PAUSE = 20
+"""After a look at what deltas have brought, so many times as long as it took."""
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -45,6 +48,8 @@ class Guard:
         self._pool = pool
         self._resume_seconds = resume_seconds
         self._emit = emit
+        self._looked: dict[tuple[str, FeedName], tuple[float, float]] = {}
+        """When this process last looked at what deltas have brought to a feed, and how long that took, in seconds."""
 
     async def check(self, store: Store, source: Source, ending: Ending, *, writes: bool) -> int:
         """How many items the feed has. Raises Refusal(FEED_SHRUNK) where the walk must not end, and records it."""
@@ -81,9 +86,9 @@ class Guard:
             if ending.holds is not None and shrunk(ending.holds, invalid, measure, settings):
                 # The feed is as large as it was now, but was not while it was sent.
                 items = sent = min(sent, ending.holds)
-            if sent < ending.items:
-                # What the row of this walk holds beyond that may be another importer's.
-                known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk, sent)
+            if ending.holds is not None and ending.holds < ending.items:
+                # What the row of this walk holds beyond that is another importer's.
+                known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk, ending.holds)
                 measure = _measure(known)
         # Clerk deletes nothing of what both this walk and one that did not end were sent, whatever became of it.
         small = shrunk(items, invalid, finished, settings) or shrunk(sent, invalid, measure, settings)
@@ -113,33 +118,37 @@ class Guard:
         except asyncpg.PostgresError as error:
             raise state_unavailable(error, self._emit) from error
 
-    async def learn_growth(self, store: Store, source: Source, walk: int, sent: int) -> None:
-        """Count the feed at the end of an incremental walk, where those since the last count may have added some.
+    async def learn_growth(self, store: Store, source: Source, walk: int, *, ends: bool) -> None:
+        """Count the feed behind a page of a delta, where those since the last count may have added some items.
 
-        `sent`: how many different items its last answer held, where that was the only one. Nobody is refused for it,
-        whatever happens.
+        At its end it may have broken, so it is counted on the way too, for a twentieth of the time at most. Nobody is
+        refused for it, whatever happens.
         """
+        place = (store.name, source.feed)
+        looked, took = self._looked.get(place, (0.0, 0.0))
+        began = time.perf_counter()
+        if began - looked < _PAUSE * took and not (ends and took < 1):
+            return
 
         async def learn(connection: Any) -> None:
-            settings = store.feed(source.feed)
-            measure = _finished(await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0))
+            measure = _finished(await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0)) or 0
             brought = await connection.fetchval(_BROUGHT, store.name, source.feed)
             # What is not counted is not missed either, so that little may stay uncounted.
-            if brought <= (measure or 0) * settings.shrink_limit / 4:
+            if brought <= measure * store.feed(source.feed).shrink_limit / 4:
                 return
-            delivered = max(sent, await connection.fetchval(_SENT, store.name, source.feed) or 0)
-            items = None
-            with suppress(Refusal):
-                async with connection.transaction():
-                    # The importer waits for it.
-                    await connection.execute(f"set local statement_timeout = {_DELTA_COUNT_MILLISECONDS}")
-                    items = await self._counted(connection, source, source.count_ids)
-            # It may have broken while they were sent: then it is counted again after the next delta.
-            uncounted = items is None or shrunk(items, 0, _most(measure, delivered), settings)
-            await connection.execute(_LEARNT, walk, delivered if uncounted else items, uncounted)
+            items = await self._counted_soon(connection, source, source.count_ids)
+            if items is None:
+                # An item fails, or they are many. Rows say how many there are at most, and so does what was sent.
+                rows = await self._counted_soon(connection, source, source.count_rows)
+                if rows is None:
+                    return
+                items = min(rows, measure + brought)
+            await connection.execute(_LEARNT, walk, items)
 
         with suppress(Refusal, asyncpg.PostgresError):
             await self._pool.patiently(learn, Patience(self._resume_seconds))
+        ended = time.perf_counter()
+        self._looked[place] = (ended, ended - began)
 
     async def remember(self) -> None:
         """Keep what walks were sent that did not end: their bookmarks are swept after a day. Raises Refusal."""
@@ -191,6 +200,14 @@ class Guard:
                 f"Counting {source.feed} of {source.store} at the end of a walk failed with SQLSTATE {error.sqlstate}.",
             ) from error
 
+    async def _counted_soon(self, connection: Any, source: Source, counting: str) -> int | None:
+        """The same while an importer waits; None where it fails, or takes too long."""
+        with suppress(Refusal):
+            async with connection.transaction():
+                await connection.execute(f"set local statement_timeout = {_COUNT_MILLISECONDS}")
+                return await self._counted(connection, source, counting)
+        return None
+
     async def require_none_held_back(self, store: Store, source: Source) -> None:
         """Return unless the last full walk to end was held back. Raises Refusal(FEED_SHRUNK).
 
@@ -225,9 +242,7 @@ def _most(*numbers: int | None) -> int | None:
 
 def _finished(known: Any) -> int | None:
     """How many items the feed had by what finished; `accepted` is None once a walk has finished after it."""
-    last, accepted = known["last"], known["accepted"]
-    if accepted is not None:
-        last = accepted if last is None else min(last, accepted)
+    last = known["last"] if known["accepted"] is None else known["accepted"]
     return _most(last, known["most"])
 
 
@@ -322,9 +337,9 @@ with last as ({_LAST}), allowed as (
 ), beyond as (
   -- A walk's own bookmarks are of what was sent in it.
   select greatest(
-    least(
-      (select final_items from last),
-      (select items from allowed where accepted > coalesce((select last_page from last), '-infinity'))
+    coalesce(
+      (select items from allowed where accepted > coalesce((select last_page from last), '-infinity')),
+      (select final_items from last)
     ),
     case when not exists (
       select
@@ -340,13 +355,12 @@ select
   (
     select max(case when w.incremental then w.feed_items else w.final_items end)
     from clerk_feed.walk as w
-    where w.store = $1 and w.feed = $2 and w.ended = 'finished'
-      and (w.feed_items is not null or not w.incremental)
+    where w.store = $1 and w.feed = $2 and (w.counted is not null or not w.incremental and w.ended = 'finished')
       and (
-        w.last_page > now() - interval '24 hours'
-        or w.incremental and w.last_page > coalesce((select last_page from last), '-infinity')
+        coalesce(w.counted, w.last_page) > now() - interval '24 hours'
+        or w.incremental and w.counted > coalesce((select last_page from last), '-infinity')
       )
-      and w.last_page > coalesce((select accepted from allowed), '-infinity')
+      and coalesce(w.counted, w.last_page) > coalesce((select accepted from allowed), '-infinity')
   ) as most,
   greatest(
     (
@@ -381,32 +395,27 @@ select
   coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
 """  # noqa: S608 (only our own text is put in)
 
-_DELTAS = """
+_BROUGHT = """
 with counted as (
-  select max(last_page) as at
+  select max(coalesce(counted, last_page)) as at
   from clerk_feed.walk
-  where store = $1 and feed = $2 and ended = 'finished'
-    and (not incremental or feed_items is not null and not uncounted)
-), deltas as (
-  select w.id, w.items, w.started
-  from clerk_feed.walk as w, counted
-  where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
+  where store = $1 and feed = $2 and (counted is not null or not incremental and ended = 'finished')
 )
+select coalesce(sum(w.items), 0)::int8
+from clerk_feed.walk as w, counted
+where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
 """
 
-_BROUGHT = f"{_DELTAS} select coalesce(sum(items), 0)::int8 from deltas"  # noqa: S608 (only our own text is put in)
-
-# What changed after a delta had begun may have been sent before; what had changed until then was sent once.
-_SENT = f"""
-{_DELTAS}
-select max(b.at)
-from clerk_feed.bookmark as b
-join deltas on deltas.id = b.walk
-where b.store = $1 and b.feed = $2 and b.incremental and b.led and not b.is_end and not b.ambiguous and not b.repeated
-  and coalesce(b.modified_at <= deltas.started, true)
-"""  # noqa: S608 (only our own text is put in)
-
-_LEARNT = "update clerk_feed.walk set feed_items = $2, uncounted = $3 where id = $1"
+# The largest is what Clerk may have been sent. What was counted before a shrink was accepted measures nothing any more.
+_LEARNT = """
+update clerk_feed.walk as w
+set counted = clock_timestamp(), feed_items = greatest($2, case
+  when w.counted > coalesce(
+    (select a.accepted from clerk_feed.accepted_shrink as a where a.store = w.store and a.feed = w.feed), '-infinity'
+  ) then w.feed_items
+end)
+where w.id = $1
+"""
 
 # An hour before they are swept.
 _REMEMBER = f"""

@@ -219,6 +219,8 @@ class Reader:
         sql, arguments = statement(source, part, limit)
         async with pool.connection() as connection:
             rows = await bounded(connection, connection.fetch(sql, *arguments))
+            if not rows and not await connection.fetchval(f"select {source.is_current}"):
+                raise RelationChangedError(str(source.relation))
         if not rows:
             return None
         lines, last = Lines.of([row[0] for row in rows]), rows[-1]

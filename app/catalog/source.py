@@ -150,6 +150,8 @@ class Source(msgspec.Struct, frozen=True):
     encoder: ItemEncoder | LineEncoder
     valid: str = "true"
     """SQL for what holds of the rows of valid items."""
+    is_current: str = "true"
+    """SQL for whether its relation is still the one to read."""
     partitions: str = ""
     """SQL that tells which partitions and inheriting tables there are, as text; empty where there are none."""
     partitions_seen: str = ""
@@ -215,7 +217,7 @@ class Sources:
         self._pool = pool
         self._resume_seconds = resume_seconds
         self._described: dict[tuple[str, FeedName], tuple[float, Source]] = {}
-        self._describing: dict[tuple[str, FeedName], asyncio.Task[Source]] = {}
+        self._describing: dict[tuple[str, FeedName], tuple[float, asyncio.Task[Source]]] = {}
 
     async def of(self, store: Store, feed: FeedName) -> Source:
         """The source of a feed, by a description that is at most 2 s old.
@@ -230,6 +232,10 @@ class Sources:
         known = self._described.get(place)
         if known and time.monotonic() - known[0] < _FRESH_SECONDS:
             return known[1]
+        under_way = self._describing.get(place)
+        if under_way is not None and time.monotonic() - under_way[0] >= _FRESH_SECONDS:
+            # What it tells may be as old. What it fails by is of now.
+            await asyncio.shield(under_way[1])
         return await self._once(store, feed)
 
     async def all_of(self, store: Store) -> tuple[list[Source], list[FeedName]]:
@@ -262,28 +268,29 @@ class Sources:
         under_way = self._describing.get((store.name, feed))
         if under_way is not None:
             # It may have begun before the change.
-            await asyncio.wait({under_way})
+            await asyncio.wait({under_way[1]})
         return await self._once(store, feed)
 
     async def _once(self, store: Store, feed: FeedName) -> Source:
         """Describe; callers at the same time wait for the same description, and for the same failure."""
         place = (store.name, feed)
-        task = self._describing.get(place)
-        if task is None:
-            task = self._describing[place] = asyncio.create_task(self._describe(store, feed))
+        if place not in self._describing:
+            began = time.monotonic()
+            task = asyncio.create_task(self._describe(store, feed, began))
+            self._describing[place] = began, task
             task.add_done_callback(lambda done: self._done(place, done))
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._describing[place][1])
 
     def _done(self, place: tuple[str, FeedName], done: "asyncio.Task[Source]") -> None:
         del self._describing[place]
         if not done.cancelled():
             done.exception()  # looked at, so that asyncio does not complain when every caller has left
 
-    async def _describe(self, store: Store, feed: FeedName) -> Source:
+    async def _describe(self, store: Store, feed: FeedName, began: float) -> Source:
         source = await self._pool.patiently(
             lambda connection: describe(connection, store, feed), Patience(self._resume_seconds)
         )
-        self._described[store.name, feed] = (time.monotonic(), source)
+        self._described[store.name, feed] = (began, source)
         return source
 
 
@@ -436,7 +443,9 @@ def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, num
     """The source of a rendered feed: docs as they stand in its table of items."""
     id = 's."id"' if key.family in ("int8", "text") else 's."id"::text'
     select = f'select true as plain, {id} as id, s."doc"'
-    origin = f"(select * from {relation} where doc is not null) as s"  # noqa: S608
+    # Where ids have another type since, the items are in another table, and this one may still be there.
+    is_current = f"(select items_table from clerk_feed.rendered where id = {number}) = '{relation.name}'"  # noqa: S608
+    origin = f"(select * from {relation} where doc is not null and {is_current}) as s"  # noqa: S608
     return Source(
         store=store,
         feed=feed,
@@ -452,6 +461,7 @@ def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, num
         count_rows=f'select count(s."id") from {origin}',  # noqa: S608 (quoted)
         count_ids=f"select count(*) from {origin}",  # noqa: S608 (quoted)
         encoder=LineEncoder(),
+        is_current=is_current,
         # What was stamped after the last refresh that could be seen before then.
         changed_since=_CHANGED_SINCE.replace("{number}", str(number)),
         # As bytea nothing is decoded on the way, and no codec is called.
