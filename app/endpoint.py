@@ -364,9 +364,9 @@ class Answer:
                 wanted.modified_after,
             )
             await self._record(start, page, incremental=incremental)
-        if self._since is not None and not again and self.writes and tally.walk is not None:
+        if self._since is not None and not again and self.writes:
             ends = reached is None
-            await self._catalog.guard.learn_growth(self.store, self._source, tally.walk, ends=ends)
+            await self._catalog.guard.learn_growth(self.store, self._source, ends=ends)
         if reached is None and not again and self.writes:
             await self._ended(items, incremental=self._since is not None)
             if self._since is None:

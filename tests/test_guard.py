@@ -314,10 +314,11 @@ def days_later(shop: Shop, days: int = 1) -> None:
     age(shop, 24 * days)
     shop.execute(
         "update clerk_feed.walk set started = started - $2 * interval '1 day',"
-        " last_page = last_page - $2 * interval '1 day', counted = counted - $2 * interval '1 day' where store = $1",
+        " last_page = last_page - $2 * interval '1 day' where store = $1",
         shop.name,
         days,
     )
+    age_counts(shop, 24 * days)
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -630,8 +631,16 @@ def test_behind_a_page_held_back_the_end_of_an_earlier_walk_is_none(catalog: Sho
 
 def age_walks(shop: Shop, hours: int) -> None:
     shop.execute(
-        "update clerk_feed.walk set last_page = last_page - make_interval(hours => $2),"
-        " counted = counted - make_interval(hours => $2) where store = $1",
+        "update clerk_feed.walk set last_page = last_page - make_interval(hours => $2) where store = $1",
+        shop.name,
+        hours,
+    )
+    age_counts(shop, hours)
+
+
+def age_counts(shop: Shop, hours: int) -> None:
+    shop.execute(
+        "update clerk_feed.feed_size set counted = counted - make_interval(hours => $2) where store = $1",
         shop.name,
         hours,
     )
@@ -670,7 +679,8 @@ def test_a_page_held_back_leaves_the_measure_where_its_walk_went_on_from_a_finis
 def hours_later(database: Database, hours: float) -> None:
     for table, moments in {
         "bookmark": ("written", "ended", "began"),
-        "walk": ("started", "last_page", "counted"),
+        "walk": ("started", "last_page"),
+        "feed_size": ("counted",),
         "asked": ("asked", "failed_over"),
     }.items():
         shifted = ", ".join(f"{moment} = {moment} - make_interval(secs => $1)" for moment in moments)
@@ -1157,6 +1167,52 @@ def test_what_was_accepted_is_the_measure_where_the_last_full_sync_had_less(
     assert held_back(service.get("/dk/customers"))
 
 
+def test_what_deltas_brought_between_a_refusal_and_its_acceptance_is_part_of_the_measure(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    """At night a sync is held back, and in the morning an operator says what he was told then."""
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    database.execute("delete from dk.customers where id > 60")
+    assert held_back(service.get("/dk/customers"))
+    fill_customers(database, 101, 1000)
+    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) == 900
+    assert accept(config, "dk", "customers", "--items", "60").returncode == 0
+    database.execute("delete from dk.customers where id > 55")
+    assert held_back(service.get("/dk/customers"))
+
+
+def test_a_delta_beside_a_full_sync_does_not_make_its_feed_larger_than_it_is(catalog: Shop) -> None:
+    fill_now(catalog, 1, 1400)
+    assert delta(catalog, 0) == 100
+    catalog.execute("delete from {s}.products where id > 1150")
+    assert walk(catalog, 500)[-1].status == 200
+    assert delta(catalog, 100) == 100
+    days_later(catalog, 2)
+    catalog.execute("delete from {s}.products where id > 1050")
+    assert walk(catalog, 500)[-1].status == 200
+
+
+def test_a_count_is_as_old_as_its_beginning(shop: Shop) -> None:
+    """What another importer is sent while it takes its time is counted by the next one."""
+    shop.execute(PRODUCTS.replace("{s}.products", "{s}.things"))
+    shop.execute("insert into {s}.things (id) select generate_series(1, 200)")
+    shop.execute(
+        "create function {s}.slowly(id bigint) returns text language plpgsql stable as"
+        " 'begin if id = 1 then perform pg_sleep(2); end if; return ''Lamp''; end'"
+    )
+    columns = "id, {s}.slowly(id) as name, description, price, image, url, categories, created_at, modified_at"
+    shop.execute(f"create view {{s}}.products as select {columns} from {{s}}.things")
+    shop.execute("update {s}.things set modified_at = now() where id between 101 and 150")
+    before = shop.database.value("select extract(epoch from clock_timestamp())::float8")
+    assert delta(shop, 0) == 50
+    sql = "select items, extract(epoch from counted)::float8 as counted from clerk_feed.feed_size where store = $1"
+    [row] = shop.database.fetch(sql, shop.name)
+    assert row["items"] == 200
+    assert shop.database.value("select extract(epoch from clock_timestamp())::float8") - before > 2
+    assert row["counted"] - before < 2
+
+
 @pytest.mark.parametrize("synced", [False, True])
 def test_what_was_counted_outlives_the_history(
     database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path, synced: bool
@@ -1171,7 +1227,7 @@ def test_what_was_counted_outlives_the_history(
         page = service.get(f"/dk/customers?modified_after=2026-06-01&limit=100&offset={offset}")
         assert len(page.lines) == 100
     database.execute("update dk.customers set modified_at = '2020-01-01'")
-    database.execute("update clerk_feed.walk set feed_items = null, counted = null")
+    database.execute("truncate clerk_feed.feed_size")
     assert service.get("/dk/customers?modified_after=2026-06-01").lines == []
     hours_later(database, 24 * 31)
     service.stop()

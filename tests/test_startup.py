@@ -260,7 +260,8 @@ def test_migrations_are_applied_once_however_many_come_at_the_same_time(database
 
 def test_who_holds_a_table_is_waited_for_without_being_in_the_way_of_pages(database: Database, loop: Loop) -> None:
     """A backup, while an old process still serves."""
-    first, last = migrations()[:-1], migrations()
+    # The last of these adds a column.
+    first, last = migrations()[:17], migrations()[:18]
 
     async def applied_in_the_end() -> list[Migration]:
         changing, holding = [await asyncpg.connect(database.dsn) for _ in range(2)]

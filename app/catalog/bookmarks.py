@@ -572,21 +572,29 @@ with last as (
   from clerk_feed.walk
   where ended = 'finished' and not incremental
   order by store, feed, last_page desc, id desc
-), largest as (
-  select distinct on (store, feed) id
-  from clerk_feed.walk
-  where feed_items is not null
-  order by store, feed, feed_items desc, id desc
 ), walks as (
   delete from clerk_feed.walk as w
   where started < now() - interval '{WALKS_KEPT_DAYS} days'
     -- The guard measures by the last full walk that finished, however long ago that was, and by what deltas brought
-    -- since then; where none has, by those that did not, and by what was counted.
+    -- since then; or by those that did not, where none has.
     and id not in (select id from last)
-    and id not in (select id from largest)
     and not (
-      incremental and (items > 0 or counted is not null)
+      not incremental and feed_items is not null
+      and not exists (select from last where last.store = w.store and last.feed = w.feed)
+    )
+    and not (
+      incremental and items > 0
       and exists (select from last where last.store = w.store and last.feed = w.feed and last.last_page < w.last_page)
+    )
+), sizes as (
+  delete from clerk_feed.feed_size as s
+  where counted < now() - interval '{WALKS_KEPT_DAYS} days'
+    and (
+      exists (select from last where last.store = s.store and last.feed = s.feed and last.last_page > s.counted)
+      or exists (
+        select from clerk_feed.accepted_shrink as a
+        where a.store = s.store and a.feed = s.feed and a.accepted > s.counted
+      )
     )
 )
 delete from clerk_feed.bookmark where written < now() - interval '{KEPT_HOURS} hours'

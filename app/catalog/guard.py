@@ -23,7 +23,9 @@ from app.status.events import Emit, WalkHeldBack
 
 _COUNT_MILLISECONDS = 5000
 _PAUSE = 20
-"""After a look at what deltas have brought, so many times as long as it took."""
+"""After a look at what deltas have brought, so many times as long as counting took."""
+_LOOK_SECONDS = 0.01
+"""What a look takes without counting, where the database need not be waited for."""
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -118,7 +120,7 @@ class Guard:
         except asyncpg.PostgresError as error:
             raise state_unavailable(error, self._emit) from error
 
-    async def learn_growth(self, store: Store, source: Source, walk: int, *, ends: bool) -> None:
+    async def learn_growth(self, store: Store, source: Source, *, ends: bool) -> None:
         """Count the feed behind a page of a delta, where those since the last count may have added some items.
 
         At its end it may have broken, so it is counted on the way too, for a twentieth of the time at most. Nobody is
@@ -126,29 +128,36 @@ class Guard:
         """
         place = (store.name, source.feed)
         looked, took = self._looked.get(place, (0.0, 0.0))
-        began = time.perf_counter()
-        if began - looked < _PAUSE * took and not (ends and took < 1):
+        if time.perf_counter() - looked < _PAUSE * took and not (ends and took < 1):
             return
+        counting = 0.0
 
         async def learn(connection: Any) -> None:
+            nonlocal counting
+            settings = store.feed(source.feed)
             measure = _finished(await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0)) or 0
             brought = await connection.fetchval(_BROUGHT, store.name, source.feed)
             # What is not counted is not missed either, so that little may stay uncounted.
-            if brought <= measure * store.feed(source.feed).shrink_limit / 4:
+            if brought <= measure * settings.shrink_limit / 4:
                 return
+            # What comes while it is counted may not be in it.
+            now = await connection.fetchval("select clock_timestamp()::text")
+            began = time.perf_counter()
             items = await self._counted_soon(connection, source, source.count_ids)
             if items is None:
                 # An item fails, or they are many. Rows say how many there are at most, and so does what was sent.
                 rows = await self._counted_soon(connection, source, source.count_rows)
-                if rows is None:
-                    return
-                items = min(rows, measure + brought)
-            await connection.execute(_LEARNT, walk, items)
+                items = None if rows is None else min(rows, measure + brought)
+            counting = time.perf_counter() - began
+            if items is not None and not shrunk(items, 0, measure, settings):
+                await connection.execute(_LEARNT, store.name, source.feed, now, items)
 
+        began = time.perf_counter()
         with suppress(Refusal, asyncpg.PostgresError):
             await self._pool.patiently(learn, Patience(self._resume_seconds))
         ended = time.perf_counter()
-        self._looked[place] = (ended, ended - began)
+        # The database may have been waited for.
+        self._looked[place] = (ended, counting or min(ended - began, _LOOK_SECONDS))
 
     async def remember(self) -> None:
         """Keep what walks were sent that did not end: their bookmarks are swept after a day. Raises Refusal."""
@@ -304,12 +313,13 @@ async def accept_shrink(connection: Any, store: str, feed: str, items: int | Non
             " are. If that is right, say --items 0"
         )
     accepted: int = held["items"] if items is None else items
-    await connection.execute(ACCEPT, store, feed, accepted)
+    # What came since then was not spoken of.
+    await connection.execute(ACCEPT, store, feed, accepted, held["last_page"])
     return accepted, held["last"]
 
 
 _LAST = """
-  select final_items, last_page
+  select id, final_items, last_page
   from clerk_feed.walk
   where store = $1 and feed = $2 and not incremental and ended = 'finished'
   order by last_page desc, id desc
@@ -352,15 +362,24 @@ with last as ({_LAST}), allowed as (
 )
 select
   (select final_items from last) as last,
-  (
-    select max(case when w.incremental then w.feed_items else w.final_items end)
-    from clerk_feed.walk as w
-    where w.store = $1 and w.feed = $2 and (w.counted is not null or not w.incremental and w.ended = 'finished')
-      and (
-        coalesce(w.counted, w.last_page) > now() - interval '24 hours'
-        or w.incremental and w.counted > coalesce((select last_page from last), '-infinity')
-      )
-      and coalesce(w.counted, w.last_page) > coalesce((select accepted from allowed), '-infinity')
+  greatest(
+    (
+      select max(w.final_items)
+      from clerk_feed.walk as w
+      where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'finished'
+        and w.last_page > now() - interval '24 hours'
+        and w.last_page > coalesce((select accepted from allowed), '-infinity')
+    ),
+    (
+      select max(s.items)
+      from clerk_feed.feed_size as s
+      where s.store = $1 and s.feed = $2
+        and (
+          s.counted > now() - interval '24 hours'
+          or s.counted > coalesce((select last_page from last), '-infinity')
+        )
+        and s.counted > coalesce((select accepted from allowed), '-infinity')
+    )
   ) as most,
   greatest(
     (
@@ -395,26 +414,27 @@ select
   coalesce((select w.ambiguous from clerk_feed.walk as w where w.id = $3), false) as ambiguous
 """  # noqa: S608 (only our own text is put in)
 
-_BROUGHT = """
-with counted as (
-  select max(coalesce(counted, last_page)) as at
-  from clerk_feed.walk
-  where store = $1 and feed = $2 and (counted is not null or not incremental and ended = 'finished')
+_BROUGHT = f"""
+with last as ({_LAST}), counted as (
+  select greatest(
+    (select max(s.counted) from clerk_feed.feed_size as s where s.store = $1 and s.feed = $2),
+    -- What came while it was read may not be in it.
+    (select w.started from clerk_feed.walk as w, last where w.id = last.id)
+  ) as at
 )
 select coalesce(sum(w.items), 0)::int8
 from clerk_feed.walk as w, counted
 where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
-"""
+"""  # noqa: S608 (only our own text is put in)
 
-# The largest is what Clerk may have been sent. What was counted before a shrink was accepted measures nothing any more.
+# A smaller one of before measures nothing that this one does not.
 _LEARNT = """
-update clerk_feed.walk as w
-set counted = clock_timestamp(), feed_items = greatest($2, case
-  when w.counted > coalesce(
-    (select a.accepted from clerk_feed.accepted_shrink as a where a.store = w.store and a.feed = w.feed), '-infinity'
-  ) then w.feed_items
-end)
-where w.id = $1
+with smaller as (
+  delete from clerk_feed.feed_size where store = $1 and feed = $2 and counted < $3::text::timestamptz and items <= $4
+)
+insert into clerk_feed.feed_size (store, feed, counted, items)
+values ($1, $2, $3::text::timestamptz, $4)
+on conflict (store, feed, counted) do update set items = greatest(feed_size.items, excluded.items)
 """
 
 # An hour before they are swept.
@@ -457,7 +477,7 @@ where not exists (select from known)
 
 _HELD = f"""
 with last as ({_LAST})
-select w.final_items as items, (select final_items from last) as last
+select w.final_items as items, w.last_page::text as last_page, (select final_items from last) as last
 from clerk_feed.walk as w
 where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'held back'
   and w.last_page > coalesce((select last_page from last), '-infinity')
@@ -466,7 +486,7 @@ limit 1
 """  # noqa: S608 (only our own text is put in)
 
 ACCEPT = """
-insert into clerk_feed.accepted_shrink (store, feed, items)
-values ($1, $2, $3)
-on conflict (store, feed) do update set items = excluded.items, accepted = clock_timestamp()
+insert into clerk_feed.accepted_shrink (store, feed, items, accepted)
+values ($1, $2, $3, coalesce($4::text::timestamptz, clock_timestamp()))
+on conflict (store, feed) do update set items = excluded.items, accepted = excluded.accepted
 """

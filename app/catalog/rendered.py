@@ -367,7 +367,7 @@ class _Run:
         if left_behind is not None and left_behind["quiet"]:
             await connection.execute(_IS_RENDERED, store, feed)
         if self._accepted is not None:
-            await connection.execute(ACCEPT, store, feed, items)
+            await connection.execute(ACCEPT, store, feed, items, None)
         await connection.execute(_SWEEP, state.id, store, feed)
         # Last, and for a moment: what is being deleted at Clerk right now must not come back meanwhile.
         await connection.execute("select pg_advisory_xact_lock($1, $2)", OUTBOX_LOCK, state.id)
