@@ -22,8 +22,11 @@ from app.settings import FeedSettings, Store
 from app.status.events import Emit, WalkHeldBack
 
 _COUNT_MILLISECONDS = 5000
+"""How long the importer of a delta waits for a count, of which one may follow another."""
 _PAUSE = 20
 """After a look at what deltas have brought, so many times as long as counting took."""
+_SOON = 1.0
+"""Seconds: where counting takes less, a delta never ends without it."""
 _LOOK_SECONDS = 0.01
 """What a look takes without counting, where the database need not be waited for."""
 
@@ -128,7 +131,7 @@ class Guard:
         """
         place = (store.name, source.feed)
         looked, took = self._looked.get(place, (0.0, 0.0))
-        if time.perf_counter() - looked < _PAUSE * took and not (ends and took < 1):
+        if time.perf_counter() - looked < _PAUSE * took and not (ends and took < _SOON):
             return
         counting = 0.0
 
@@ -153,8 +156,12 @@ class Guard:
                 await connection.execute(_LEARNT, store.name, source.feed, now, items)
 
         began = time.perf_counter()
-        with suppress(Refusal, asyncpg.PostgresError):
+        try:
             await self._pool.patiently(learn, Patience(self._resume_seconds))
+        except asyncpg.PostgresError as error:
+            state_unavailable(error, self._emit)  # told of, and not raised
+        except Refusal:
+            pass  # the page itself is made, and the next one looks again
         ended = time.perf_counter()
         # The database may have been waited for.
         self._looked[place] = (ended, counting or min(ended - began, _LOOK_SECONDS))
@@ -319,7 +326,7 @@ async def accept_shrink(connection: Any, store: str, feed: str, items: int | Non
 
 
 _LAST = """
-  select id, final_items, last_page
+  select final_items, last_page, started
   from clerk_feed.walk
   where store = $1 and feed = $2 and not incremental and ended = 'finished'
   order by last_page desc, id desc
@@ -419,7 +426,7 @@ with last as ({_LAST}), counted as (
   select greatest(
     (select max(s.counted) from clerk_feed.feed_size as s where s.store = $1 and s.feed = $2),
     -- What came while it was read may not be in it.
-    (select w.started from clerk_feed.walk as w, last where w.id = last.id)
+    (select started from last)
   ) as at
 )
 select coalesce(sum(w.items), 0)::int8
