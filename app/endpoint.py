@@ -342,7 +342,8 @@ class Answer:
             ambiguous = start is not None and start.ambiguous
             repeated = self._repeated or (start is not None and start.repeated)
             holds = None if repeated or start is None or start.holds is None else start.holds + tally.items
-            ending = Ending(tally.walk, items, tally.invalid, ambiguous, repeated, paged=offset > 0, holds=holds)
+            in_parts = offset > 0 or wanted.limit is None
+            ending = Ending(tally.walk, items, tally.invalid, ambiguous, repeated, in_parts=in_parts, holds=holds)
             items = await self._catalog.guard.check(self.store, self._source, ending, writes=self.writes)
         if reached is None and start is not None and not start.led:
             # As above, but an earlier sync has left bookmarks at these offsets, and perhaps its end.

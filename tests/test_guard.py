@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from app.clerk.importer import ImportFailedError
 from tests.clerk import FakeClerk
-from tests.conftest import PRODUCTS, Answer, Database, Running, Serve, Shop, base_config, eventually, ids
+from tests.conftest import PRODUCTS, TOKEN, Answer, Database, Running, Serve, Shop, base_config, eventually, ids
 
 
 def fill(shop: Shop, first: int, last: int) -> None:
@@ -631,7 +633,8 @@ def test_behind_a_page_held_back_the_end_of_an_earlier_walk_is_none(catalog: Sho
 
 def age_walks(shop: Shop, hours: int) -> None:
     shop.execute(
-        "update clerk_feed.walk set last_page = last_page - make_interval(hours => $2) where store = $1",
+        "update clerk_feed.walk set started = started - make_interval(hours => $2),"
+        " last_page = last_page - make_interval(hours => $2) where store = $1",
         shop.name,
         hours,
     )
@@ -1078,7 +1081,8 @@ def test_what_a_delta_brought_before_its_feed_broke_is_part_of_the_measure(
     assert delta(catalog, 800) == left
     refused = walk(catalog)[-1]
     assert held_back(refused)
-    assert f"it had {before + 900}" in refused.json["detail"]
+    # Of what was counted before, Clerk has what it was sent.
+    assert f"it had {before + 800 + left if before else 900}" in refused.json["detail"]
 
 
 def test_what_comes_while_a_delta_runs_is_part_of_the_measure_too(catalog: Shop) -> None:
@@ -1296,3 +1300,191 @@ def test_a_sync_that_was_sent_items_twice_is_measured_by_another_of_the_same_row
     catalog.execute("delete from {s}.products where id between 301 and 600")
     answers = [catalog.get(f"products?limit=300&offset={offset}") for offset in (300, 600, 900, 1200)]
     assert held_back(answers[-1]) or held_back(answers[-2])
+
+
+def test_what_deltas_brought_between_them_is_so_where_the_feed_stayed_smaller_than_before(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    fill_customers(database, 101, 1000)
+    assert get_all(service) == 1000
+    hours_later(database, 24)
+    database.execute("delete from dk.customers where id > 100")
+    assert held_back(service.get("/dk/customers"))
+    fill_customers(database, 2001, 2600)
+    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) >= 600
+    assert accept(config, "dk", "customers", "--items", "100").returncode == 0
+    database.execute("delete from dk.customers where id > 90")
+    refused = service.get("/dk/customers")
+    assert held_back(refused)
+    assert "it had 700 since 100 were accepted" in refused.json["detail"]
+
+
+def test_what_is_accepted_is_as_old_as_the_refusal_that_spoke_of_it(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    """Another one has come since, of a feed that has grown and broken."""
+    service, config = own_service(database, clerk, serve, tmp_path)
+    assert get_all(service) == 100
+    hours_later(database, 24)
+    database.execute("delete from dk.customers where id > 60")
+    assert held_back(service.get("/dk/customers"))
+    fill_customers(database, 101, 1000)
+    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) >= 900
+    database.execute("delete from dk.customers where id > 55")
+    assert held_back(service.get("/dk/customers"))
+    assert accept(config, "dk", "customers", "--items", "60").returncode == 0
+    refused = service.get("/dk/customers")
+    assert held_back(refused)
+    assert "it had 960 since 60 were accepted" in refused.json["detail"]
+    assert accept(config, "dk", "customers", "--items", "55").returncode == 0
+    assert get_all(service) == 55
+
+
+def test_growth_counted_while_some_items_are_away_is_counted_again(catalog: Shop) -> None:
+    fill(catalog, 1, 1000)
+    assert walk(catalog, 500)[-1].status == 200
+    catalog.let_the_sync_be_over()
+    days_later(catalog, 1)
+    fill_now(catalog, 2001, 2600)
+    catalog.execute("create table {s}.away as select * from {s}.products where id <= 700")
+    catalog.execute("delete from {s}.products where id <= 700")
+    assert len(catalog.items("products?modified_after=2026-06-01")) == 600
+    catalog.execute("insert into {s}.products select * from {s}.away")
+    age_walks(catalog, 2)
+    catalog.execute("update {s}.products set modified_at = '2020-01-01'")
+    catalog.execute("update {s}.products set modified_at = now() where id <= 15")
+    assert len(catalog.items("products?modified_after=2026-06-01")) == 15
+    catalog.execute("delete from {s}.products where id > 800")
+    assert held_back(walk(catalog, 500)[-1])
+
+
+@pytest.fixture
+def counted_slowly(shop: Shop) -> Shop:
+    """A shop of 100 products that has been walked a day ago; to count them takes 1.3 s."""
+    shop.execute(PRODUCTS.replace("{s}.products", "{s}.things"))
+    shop.execute(
+        "create function {s}.slowly(id bigint) returns text language plpgsql stable as"
+        " 'begin if id = 1 then perform pg_sleep(1.3); end if; return ''Lamp''; end'"
+    )
+    columns = "id, {s}.slowly(id) as name, description, price, image, url, categories, created_at, modified_at"
+    shop.execute(f"create view {{s}}.products as select {columns} from {{s}}.things")
+    shop.execute("insert into {s}.things (id) select generate_series(1, 100)")
+    assert walk(shop)[-1].status == 200
+    shop.let_the_sync_be_over()
+    days_later(shop, 1)
+    return shop
+
+
+def test_a_delta_soon_after_another_one_is_counted_too(counted_slowly: Shop) -> None:
+    counted_slowly.execute("update {s}.things set modified_at = now() where id between 51 and 60")
+    assert delta(counted_slowly, 0) == 10
+    more = "insert into {s}.things (id, modified_at) select i, now() from generate_series(101, 1000) as i"
+    counted_slowly.execute(more)
+    assert len(counted_slowly.items("products?modified_after=2026-06-02")) == 910
+    age_walks(counted_slowly, 5)
+    counted_slowly.execute("delete from {s}.things where id > 90")
+    assert held_back(walk(counted_slowly)[-1])
+
+
+def test_what_a_delta_brings_behind_a_page_that_was_counted_is_part_of_the_measure(counted_slowly: Shop) -> None:
+    more = "insert into {s}.things (id, modified_at) select i, now() from generate_series($1::int, $2::int) as i"
+    counted_slowly.execute(more, 2001, 2100)
+    assert delta(counted_slowly, 0) == 100
+    counted_slowly.execute(more, 2101, 2500)
+    assert [delta(counted_slowly, offset) for offset in (100, 200, 300, 400, 500)] == [100] * 4 + [0]
+    age_walks(counted_slowly, 5)
+    counted_slowly.execute("delete from {s}.things where id > 90")
+    assert held_back(walk(counted_slowly)[-1])
+
+
+def test_invalid_items_do_not_make_a_feed_larger_that_takes_too_long_to_count(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    database.execute("create schema dk")
+    database.execute(
+        "create table dk.things (id int primary key, has_email boolean not null, modified_at timestamptz not null)"
+    )
+    database.execute("insert into dk.things select i, i % 3 > 0, '2020-01-01' from generate_series(1, 300) as i")
+    database.execute(
+        "create function dk.email_of(id int, has boolean) returns text language plpgsql stable as"
+        " 'begin perform pg_sleep(0.02); return case when has then ''e'' end; end'"
+    )
+    database.execute(
+        "create view dk.customers as select id, dk.email_of(id, has_email) as email, modified_at from dk.things"
+    )
+    service = serve(base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n')
+    assert get_all(service) == 200
+    hours_later(database, 12)
+    database.execute("update dk.things set modified_at = now() where id <= 135")
+    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) == 90
+    hours_later(database, 12)
+    assert get_all(service) == 200
+
+
+def test_what_no_delta_was_sent_makes_a_feed_no_larger(database: Database, clerk: FakeClerk, serve: Serve) -> None:
+    """A view that shows more by day, of which nothing is dated."""
+    database.execute("create schema dk")
+    database.execute(
+        "create table dk.things (id int primary key, by_day boolean, email text default 'e', modified_at timestamptz)"
+    )
+    database.execute("insert into dk.things select i, i > 1000, 'e', '2020-01-01' from generate_series(1, 1400) as i")
+    database.execute("create table dk.hour (is_day boolean)")
+    database.execute("insert into dk.hour values (false)")
+    database.execute(
+        "create view dk.customers as select id, email, modified_at from dk.things"
+        " where not by_day or (select is_day from dk.hour)"
+    )
+    service = serve(base_config(database.dsn, clerk.verify_url) + '[stores.dk]\npublic_key = "key-dk"\n')
+    assert get_all(service) == 1000
+    hours_later(database, 12)
+    database.execute("update dk.hour set is_day = true")
+    database.execute("update dk.things set modified_at = now() where id <= 60")
+    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) == 60
+    assert database.value("select items from clerk_feed.feed_size") == 1400
+    hours_later(database, 12)
+    database.execute("update dk.hour set is_day = false")
+    assert get_all(service) == 1000
+
+
+def test_ids_that_change_while_a_whole_feed_is_sent_do_not_raise_the_measure(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    database.execute("create schema dk")
+    database.execute("create table dk.customers (id int primary key, email text, note text)")
+    database.execute("insert into dk.customers select i, 'e', repeat('x', 5000) from generate_series(1, 6000) as i")
+    text = base_config(database.dsn, clerk.verify_url, database='cursor_lease = "1s"')
+    service = serve(text + '[stores.dk]\npublic_key = "key-dk"\n')
+    assert get_all(service) == 6000
+    hours_later(database, 24)
+    with closing(http.client.HTTPConnection(urlsplit(service.url).netloc, timeout=60)) as connection:
+        connection.request("GET", "/dk/customers", headers={"X-Clerk-Authorization": f"Bearer {TOKEN}"})
+        answer = connection.getresponse()
+        time.sleep(3)
+        database.execute("update dk.customers set id = id + 100000")
+        lines = answer.read().splitlines()
+    assert len(lines) > 6000
+    hours_later(database, 48)
+    assert get_all(service) == 6000
+
+
+def test_a_count_that_takes_too_long_at_the_end_of_a_walk_says_so(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    database.execute("create schema dk")
+    database.execute("create table dk.things (id int primary key, email text default 'e')")
+    database.execute("insert into dk.things select generate_series(1, 200)")
+    database.execute(
+        "create function dk.email_of(id int) returns text language plpgsql stable as"
+        " 'begin perform pg_sleep(0.01); return ''e''; end'"
+    )
+    database.execute(
+        "create view dk.customers as select id, dk.email_of(id) as email from dk.things, generate_series(1, 2)"
+    )
+    text = base_config(database.dsn, clerk.verify_url, database='statement_timeout = "2s"')
+    service = serve(text + '[stores.dk]\npublic_key = "key-dk"\n')
+    answers = [service.get(f"/dk/customers?limit=50&offset={offset}") for offset in range(0, 450, 50)]
+    assert [answer.status for answer in answers] == [200] * 8 + [500]
+    assert "#source-failed" in answers[-1].json["type"]
+    assert "takes longer than statement_timeout" in answers[-1].json["detail"]
+    assert "statement_timeout in feed.toml" in answers[-1].json["fix"]

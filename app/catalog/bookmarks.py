@@ -568,7 +568,7 @@ where id = $1
 
 _SWEEP = f"""
 with last as (
-  select distinct on (store, feed) id, store, feed, last_page
+  select distinct on (store, feed) id, store, feed, started, last_page
   from clerk_feed.walk
   where ended = 'finished' and not incremental
   order by store, feed, last_page desc, id desc
@@ -584,7 +584,7 @@ with last as (
     )
     and not (
       incremental and items > 0
-      and exists (select from last where last.store = w.store and last.feed = w.feed and last.last_page < w.last_page)
+      and exists (select from last where last.store = w.store and last.feed = w.feed and last.started < w.last_page)
     )
 ), sizes as (
   delete from clerk_feed.feed_size as s

@@ -7,6 +7,7 @@ several answers that nobody received, each a little smaller, must not drain a sh
 is part of it, and so is what syncs were sent that never came to their end: Clerk has it.
 """
 
+import math
 import time
 from contextlib import suppress
 from typing import Any
@@ -21,12 +22,16 @@ from app.protocol.problems import FEED_SHRUNK, SOURCE_FAILED, Refusal
 from app.settings import FeedSettings, Store
 from app.status.events import Emit, WalkHeldBack
 
-_COUNT_MILLISECONDS = 5000
-"""How long the importer of a delta waits for a count, of which one may follow another."""
+_COUNT_SECONDS = 5.0
+"""How long the importer of a delta waits for a count, of which one may follow another. Where counting takes less, no
+delta ends without it."""
+_COUNTED_SLOWLY = (
+    "The items are counted because some were sent twice, or may have been. Make the relation quicker (what its required"
+    " attributes are worked out from is read for each row), let it hold each id once, or raise statement_timeout in"
+    " feed.toml."
+)
 _PAUSE = 20
 """After a look at what deltas have brought, so many times as long as counting took."""
-_SOON = 1.0
-"""Seconds: where counting takes less, a delta never ends without it."""
 _LOOK_SECONDS = 0.01
 """What a look takes without counting, where the database need not be waited for."""
 
@@ -40,8 +45,8 @@ class Ending(msgspec.Struct, frozen=True):
     ambiguous: bool
     repeated: bool = False
     """Whether one of its pages holds an id twice."""
-    paged: bool = False
-    """Whether it had pages before this one."""
+    in_parts: bool = False
+    """Whether several statements may have read it."""
     holds: int | None = None
     """How many items its importer has been sent at least; None where that is not known."""
 
@@ -73,7 +78,7 @@ class Guard:
         invalid = ending.invalid + (known["invalid"] or 0)
         items = sent = ending.items
         inexact = ending.repeated or ending.ambiguous or known["ambiguous"]
-        if not inexact and ending.paged and _grown(items, finished, settings):
+        if not inexact and ending.in_parts and _grown(items, finished, settings):
             # Others may have taken the place of items that were sent, of all of them at most. Where more is gone, the
             # feed may have broken behind its last page: then the next walk is held against what was sent.
             with suppress(Refusal):
@@ -126,33 +131,33 @@ class Guard:
     async def learn_growth(self, store: Store, source: Source, *, ends: bool) -> None:
         """Count the feed behind a page of a delta, where those since the last count may have added some items.
 
-        At its end it may have broken, so it is counted on the way too, for a twentieth of the time at most. Nobody is
+        At its end it may have broken, so it is counted on the way too, for a twentieth of that time at most. Nobody is
         refused for it, whatever happens.
         """
         place = (store.name, source.feed)
         looked, took = self._looked.get(place, (0.0, 0.0))
-        if time.perf_counter() - looked < _PAUSE * took and not (ends and took < _SOON):
+        if time.perf_counter() - looked < _PAUSE * took and not (ends and took < _COUNT_SECONDS):
             return
         counting = 0.0
 
         async def learn(connection: Any) -> None:
             nonlocal counting
-            settings = store.feed(source.feed)
+            limit = store.feed(source.feed).shrink_limit
             measure = _finished(await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0)) or 0
-            brought = await connection.fetchval(_BROUGHT, store.name, source.feed)
             # What is not counted is not missed either, so that little may stay uncounted.
-            if brought <= measure * settings.shrink_limit / 4:
+            brought = await connection.fetchval(_BROUGHT, store.name, source.feed, math.ceil(measure * (1 - limit / 4)))
+            if brought <= measure * limit / 4:
                 return
             # What comes while it is counted may not be in it.
             now = await connection.fetchval("select clock_timestamp()::text")
             began = time.perf_counter()
-            items = await self._counted_soon(connection, source, source.count_ids)
-            if items is None:
-                # An item fails, or they are many. Rows say how many there are at most, and so does what was sent.
-                rows = await self._counted_soon(connection, source, source.count_rows)
-                items = None if rows is None else min(rows, measure + brought)
+            items = await self._counted_soon(connection, store, source, most=measure + brought)
             counting = time.perf_counter() - began
-            if items is not None and not shrunk(items, 0, measure, settings):
+            last = await connection.fetchrow(_LAST_END, store.name, source.feed)
+            if last is not None and last["ended"] == "held back":
+                # Once that shrink is accepted, what came after it is the measure.
+                measure = min(measure, last["final_items"])
+            if items is not None and not shrunk(items, 0, measure, store.feed(source.feed)):
                 await connection.execute(_LEARNT, store.name, source.feed, now, items)
 
         began = time.perf_counter()
@@ -210,18 +215,33 @@ class Guard:
     async def _counted(self, connection: Any, source: Source, counting: str) -> int:
         try:
             return int(await connection.fetchval(counting))
+        except asyncpg.QueryCanceledError as error:
+            raise Refusal(
+                SOURCE_FAILED,
+                f"Counting {source.feed} of {source.store} at the end of a walk was cancelled with SQLSTATE"
+                f" {error.sqlstate}: it takes longer than statement_timeout, perhaps.",
+                fix=_COUNTED_SLOWLY,
+            ) from error
         except asyncpg.PostgresError as error:
             raise Refusal(
                 SOURCE_FAILED,
                 f"Counting {source.feed} of {source.store} at the end of a walk failed with SQLSTATE {error.sqlstate}.",
             ) from error
 
-    async def _counted_soon(self, connection: Any, source: Source, counting: str) -> int | None:
-        """The same while an importer waits; None where it fails, or takes too long."""
-        with suppress(Refusal):
-            async with connection.transaction():
-                await connection.execute(f"set local statement_timeout = {_COUNT_MILLISECONDS}")
-                return await self._counted(connection, source, counting)
+    async def _counted_soon(self, connection: Any, store: Store, source: Source, *, most: int) -> int | None:
+        """How many items the feed has, while an importer waits; None where that is not known in time.
+
+        Where an item fails, or they are many, rows tell it: `most` at most, and without as many as the last full walk
+        had beyond its items, which were invalid or had an id of others.
+        """
+        for counting in (source.count_ids, source.count_rows):
+            with suppress(Refusal):
+                async with connection.transaction():
+                    await connection.execute(f"set local statement_timeout = '{_COUNT_SECONDS:g}s'")
+                    items = await self._counted(connection, source, counting)
+                if counting == source.count_ids:
+                    return items
+                return min(items - (await connection.fetchval(_BEYOND, store.name, source.feed) or 0), most)
         return None
 
     async def require_none_held_back(self, store: Store, source: Source) -> None:
@@ -311,7 +331,7 @@ async def accept_shrink(connection: Any, store: str, feed: str, items: int | Non
     Without a number, what the walk held back last had: it may be another one than an operator has read of, so that
     none at all must be said. Raises AcceptError.
     """
-    held = await connection.fetchrow(_HELD, store, feed)
+    held = await connection.fetchrow(_HELD, store, feed, items)
     if held is None:
         raise AcceptError(f"no walk of {feed} of {store} is held back: there is nothing to accept")
     if items is None and not held["items"]:
@@ -366,26 +386,49 @@ with last as ({_LAST}), allowed as (
     ) then $4::int8 end,
     0
   ) as items
+), ended as (
+  select max(w.final_items) as items
+  from clerk_feed.walk as w
+  where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'finished'
+    and w.last_page > now() - interval '24 hours'
+    and w.last_page > coalesce((select accepted from allowed), '-infinity')
+), counted as (
+  select max(s.items) as items
+  from clerk_feed.feed_size as s
+  where s.store = $1 and s.feed = $2
+    and (
+      s.counted > now() - interval '24 hours'
+      or s.counted > coalesce((select last_page from last), '-infinity')
+    )
+    and s.counted > coalesce((select accepted from allowed), '-infinity')
+), base as (
+  select
+    greatest(
+      (select items from ended),
+      coalesce((select items from allowed where accepted > last.last_page), last.final_items)
+    ) as items,
+    last.started as since
+  from last
 )
 select
   (select final_items from last) as last,
   greatest(
+    (select items from ended),
+    -- Of what was counted Clerk has what it was sent.
     (
-      select max(w.final_items)
-      from clerk_feed.walk as w
-      where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'finished'
-        and w.last_page > now() - interval '24 hours'
-        and w.last_page > coalesce((select accepted from allowed), '-infinity')
-    ),
-    (
-      select max(s.items)
-      from clerk_feed.feed_size as s
-      where s.store = $1 and s.feed = $2
-        and (
-          s.counted > now() - interval '24 hours'
-          or s.counted > coalesce((select last_page from last), '-infinity')
-        )
-        and s.counted > coalesce((select accepted from allowed), '-infinity')
+      select
+        case
+          when counted.items > base.items then least(
+            counted.items,
+            base.items + (
+              select coalesce(sum(w.items), 0)::int8
+              from clerk_feed.walk as w
+              where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > base.since
+            )
+          )
+          else counted.items
+        end
+      from counted left join base on true
     )
   ) as most,
   greatest(
@@ -424,7 +467,8 @@ select
 _BROUGHT = f"""
 with last as ({_LAST}), counted as (
   select greatest(
-    (select max(s.counted) from clerk_feed.feed_size as s where s.store = $1 and s.feed = $2),
+    -- One that had less, when some items were away, does not have what deltas brought.
+    (select max(s.counted) from clerk_feed.feed_size as s where s.store = $1 and s.feed = $2 and s.items >= $3),
     -- What came while it was read may not be in it.
     (select started from last)
   ) as at
@@ -433,6 +477,14 @@ select coalesce(sum(w.items), 0)::int8
 from clerk_feed.walk as w, counted
 where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
 """  # noqa: S608 (only our own text is put in)
+
+_BEYOND = """
+select greatest(items + invalid - final_items, 0)::int8
+from clerk_feed.walk
+where store = $1 and feed = $2 and not incremental and ended = 'finished'
+order by last_page desc, id desc
+limit 1
+"""
 
 # A smaller one of before measures nothing that this one does not.
 _LEARNT = """
@@ -488,7 +540,8 @@ select w.final_items as items, w.last_page::text as last_page, (select final_ite
 from clerk_feed.walk as w
 where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'held back'
   and w.last_page > coalesce((select last_page from last), '-infinity')
-order by w.last_page desc
+-- Of several that were held back, the one that an operator has read of.
+order by w.final_items is distinct from coalesce($3::int8, w.final_items), w.last_page desc
 limit 1
 """  # noqa: S608 (only our own text is put in)
 

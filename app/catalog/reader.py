@@ -19,7 +19,7 @@ import msgspec
 from app.catalog.ids import report_missing, report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import LOST, Patience, Pool
-from app.catalog.second_look import SecondLook
+from app.catalog.second_look import Around, SecondLook, partitions_of
 from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
 from app.catalog.standbys import Showing
 from app.catalog.statements import Part, Position, Span, edge_statement, parts_of, statement
@@ -289,8 +289,8 @@ class Reader:
             per_fetch = self._rows_per_fetch(source)
             # One row at a time is as large as it is: a cursor takes it without a bound.
             if limit is not None and limit <= per_fetch and per_fetch > 1:
-                page, ended = await self._at_once(pool, source, part, limit)
-                if await second.lacks(part, page, partial(_fetched, pool), first=True):
+                page, around, ended = await self._at_once(pool, source, part, limit)
+                if await second.lacks(part, page, partial(_fetched, pool), around=around):
                     continue
                 if page:
                     count = len(page)
@@ -298,14 +298,15 @@ class Reader:
                     yield page
             else:
                 sql, arguments = statement(source, part, run if limit is None else limit + 1)
-                cursor = LeasedCursor(pool, sql, arguments, self._settings.cursor_lease.seconds)
+                cursor = LeasedCursor(pool, source, sql, arguments, self._settings.cursor_lease.seconds)
                 # In the cursor's own transaction another server shows what it showed before.
                 ask = partial(_fetched_soon, pool, cursor) if source.is_elsewhere else cursor.ask
                 try:
                     while rows := await cursor.fetch(self._rows_per_fetch(source)):
                         # What comes late was sorted first, or has waited for a lock: asked again, it tells which.
                         doubted, was_late = cursor.is_late and not was_late and second.looks, cursor.is_late
-                        if doubted or await second.lacks(part, rows, ask, first=not count, is_sorted=cursor.is_late):
+                        around = None if count else cursor.around
+                        if doubted or await second.lacks(part, rows, ask, around=around, is_sorted=cursor.is_late):
                             rows = None
                             break
                         count += len(rows)
@@ -330,15 +331,17 @@ class Reader:
         if now is not source and _way_of(now) != _way_of(source):
             raise RelationChangedError(str(source.relation))
 
-    async def _at_once(self, pool: Pool, source: Source, part: Part, limit: int) -> tuple[Sequence[Any], bool]:
+    async def _at_once(
+        self, pool: Pool, source: Source, part: Part, limit: int
+    ) -> tuple[Sequence[Any], Around | None, bool]:
         """The rows of a page in one statement, one more than it needs, and whether they are the last."""
         try:
-            rows = await _fetched(pool, *statement(source, part, limit + 1))
+            rows, around = await _fetched_around(pool, source, *statement(source, part, limit + 1))
         except asyncpg.DataError:
             # Perhaps it is the row behind the page that fails: that is the next page's matter.
-            rows = await _fetched(pool, *statement(source, part, limit))
-            return rows, len(rows) < limit
-        return rows, len(rows) <= limit
+            rows, around = await _fetched_around(pool, source, *statement(source, part, limit))
+            return rows, around, len(rows) < limit
+        return rows, around, len(rows) <= limit
 
     def _rows_per_fetch(self, source: Source) -> int:
         row_bytes = self._row_bytes.get((source.store, source.feed))
@@ -397,6 +400,15 @@ async def _fetched(pool: Pool, sql: str, arguments: Sequence[Any]) -> Sequence[A
         return rows
 
 
+async def _fetched_around(
+    pool: Pool, source: Source, sql: str, arguments: Sequence[Any]
+) -> tuple[Sequence[Any], Around | None]:
+    async with pool.connection() as connection:
+        before = await partitions_of(connection, source)
+        rows: Sequence[Any] = await bounded(connection, connection.fetch(sql, *arguments))
+        return rows, Around(before, await partitions_of(connection, source)) if source.partitions else None
+
+
 def key_changed(source: Source, before: str, now: str) -> Refusal:
     return Refusal(
         KEY_CHANGED,
@@ -408,8 +420,9 @@ def key_changed(source: Source, before: str, now: str) -> Refusal:
 class LeasedCursor:
     """A server-side cursor that gives its connection back when its lease is over, whoever is slow."""
 
-    def __init__(self, pool: Pool, sql: str, arguments: Sequence[Any], lease_seconds: float) -> None:
+    def __init__(self, pool: Pool, source: Source, sql: str, arguments: Sequence[Any], lease_seconds: float) -> None:
         self._pool = pool
+        self._source = source
         self._sql = sql
         self._arguments = arguments
         self._lease_seconds = lease_seconds
@@ -419,6 +432,8 @@ class LeasedCursor:
         self._lease: asyncio.Task[None] | None = None
         self._over = False
         self.first_row_seconds = 0.0
+        self.around: Around | None = None
+        """Of the first rows, where the source has partitions."""
 
     @property
     def is_late(self) -> bool:
@@ -439,6 +454,9 @@ class LeasedCursor:
                 if self._cursor is None:
                     await self._open()
                 rows: Sequence[Any] = await self._fetch(count)
+                if self._lease is None and self.around is not None:
+                    partitions = await partitions_of(self._connection, self._source)
+                    self.around = Around(self.around.before, partitions)
             except BaseException:
                 await self._release(broken=True)
                 raise
@@ -483,6 +501,8 @@ class LeasedCursor:
         # One round trip instead of the two that asyncpg's transaction() takes to begin and to say how.
         await self._connection.execute(self._pool.begin)
         await self._pool.require_current(self._connection)
+        if self._source.partitions:
+            self.around = Around(await partitions_of(self._connection, self._source), None)
         self._cursor = await self._connection.cursor(self._sql, *self._arguments)
 
     async def _expire(self, seconds: float) -> None:

@@ -9,6 +9,8 @@ emptied and filled again meanwhile was empty to it. Such rows exist all the time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from app.catalog.source import Source
 from app.catalog.statements import Part, ids_statement
 
@@ -20,12 +22,24 @@ Ask = Callable[[str, Sequence[Any]], Awaitable[Sequence[Any]]]
 """Answers a statement and its arguments with rows."""
 
 
+class Around(msgspec.Struct, frozen=True):
+    """Which partitions there were before a statement and after its first rows, by the server that it ran on."""
+
+    before: str | None
+    after: str | None
+
+
+async def partitions_of(connection: Any, source: Source) -> str | None:
+    """Which partitions and inheriting tables a source has, by this server; None where it has none."""
+    return await connection.fetchval(source.partitions) if source.partitions else None
+
+
 class SecondLook:
     """Looks at the rows of one source while they are read."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._partitions = source.partitions_seen
+        self._partitions: str | None = source.partitions_seen
         self._left = _LOOKS
 
     @property
@@ -33,8 +47,10 @@ class SecondLook:
         """Whether there is anything to be looked at twice."""
         return bool(self._source.partitions) or self._source.looks_late
 
-    async def lacks(self, part: Part, rows: Sequence[Any], ask: Ask, *, first: bool, is_sorted: bool = False) -> bool:
-        """Whether some rows of a part are to be read anew; `first`: they are the first of their statement.
+    async def lacks(
+        self, part: Part, rows: Sequence[Any], ask: Ask, *, around: Around | None, is_sorted: bool = False
+    ) -> bool:
+        """Whether some rows of a part are to be read anew; `around`: they are the first of their statement.
 
         Where a statement sorts everything first, `is_sorted`, another look at each batch would do so as well.
         `ask` is answered by the connection that read them, where it still holds locks: whoever waits for these would
@@ -46,16 +62,16 @@ class SecondLook:
         if not self._left:
             self._left = _LOOKS
             return False
-        lacks = bool(first and source.partitions and await self._partitions_changed(ask))
+        lacks = around is not None and self._partitions_changed(around)
         if not lacks and source.looks_late and not is_sorted and not part.skip and part.order != "counted":
             lacks = await self._are_more(part, rows, ask)
         self._left = self._left - 1 if lacks else _LOOKS
         return lacks
 
-    async def _partitions_changed(self, ask: Ask) -> bool:
-        [[now]] = await ask(self._source.partitions, ())
-        before, self._partitions = self._partitions, now
-        return bool(now != before)
+    def _partitions_changed(self, around: Around) -> bool:
+        # A standby may lag behind the server that described the source, so this alone does not tell.
+        known, self._partitions = self._partitions, around.after
+        return not (known == around.before == around.after)
 
     async def _are_more(self, part: Part, rows: Sequence[Any], ask: Ask) -> bool:
         """Whether a statement of now finds valid items among the rows that these are without."""
