@@ -35,7 +35,7 @@ class Postgres:
         self.data = data
         self.dsn = dsn
         [self.sockets] = parse_qs(urlsplit(dsn).query)["host"]
-        self._programs = programs
+        self.programs = programs
         self._durable = durable
         self._frozen: list[int] = []
 
@@ -89,7 +89,7 @@ class Postgres:
         self._run("pg_basebackup", "-D", str(data), "-d", source, "-R", "-X", "stream", "-c", "fast")
         copy = Postgres.__new__(Postgres)
         copy._embedded = None  # noqa: SLF001 (of this very class)
-        copy._begin(data, self.dsn.replace(self.sockets, str(folder)), self._programs, durable=self._durable)  # noqa: SLF001
+        copy._begin(data, self.dsn.replace(self.sockets, str(folder)), self.programs, durable=self._durable)  # noqa: SLF001
         copy.start()
         return copy
 
@@ -108,7 +108,7 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> int:
         return subprocess.run(
-            [str(self._programs / program), *arguments],
+            [str(self.programs / program), *arguments],
             check=check,
             user=_USER if os.geteuid() == 0 else None,
             cwd="/",

@@ -1,12 +1,19 @@
 """Rows that a statement misses although they exist all the time: partitions, inheritance, functions, foreign tables."""
 
+import itertools
+import json
 import time
+from collections.abc import Callable
+from contextlib import aclosing, closing
 from functools import partial
+from typing import Any
 
 import pytest
 
 from app.catalog.pool import Pool
-from app.catalog.source import Source, describe
+from app.catalog.reader import Reader
+from app.catalog.source import Source, Sources, describe
+from app.catalog.statements import Position, Span
 from app.settings import Database as DatabaseSettings
 from app.settings import Store
 from tests.clerk import FakeClerk
@@ -274,6 +281,55 @@ def test_whoever_waits_for_a_lock_is_not_taken_for_one_that_sorts(
     with reloaded(loop, database, "shop.stock", hold=1) as meanwhile:
         answer = meanwhile(partial(service.get, f"/shop/products?{place}"))
     assert sorted(ids(answer.lines)) == list(range(1, 51 if "limit=50&" in place else 1001))
+
+
+class InTurns(Pool):
+    """A pool whose connections lead to one server and to another in turns."""
+
+    def __init__(self, *pools: Pool) -> None:
+        self._next = itertools.cycle(pools)
+        self._of: dict[Any, Pool] = {}
+
+    async def take(self) -> Any:
+        pool = next(self._next)
+        connection = await pool.take()
+        self._of[connection] = pool
+        return connection
+
+    async def give_back(self, connection: Any, *, broken: bool = False) -> None:
+        await self._of.pop(connection).give_back(connection, broken=broken)
+
+
+def test_a_partition_is_looked_for_where_the_page_was_read(
+    create_database: Callable[..., Database], loop: Loop
+) -> None:
+    """Another standby may lag behind that one: it shows the partitions of before."""
+    here = create_database()
+    here.execute("create schema shop")
+    here.execute("create table shop.customers (id bigint primary key, email text default 'e') partition by range (id)")
+    here.execute("create table shop.customers_default partition of shop.customers default")
+    here.execute("insert into shop.customers select generate_series(1, 300)")
+    here.close()  # a template is in use by nobody
+    lagging = create_database(f"template {here.dsn.partition('?')[0].rpartition('/')[2]}")
+    here = Database(loop, here.dsn)
+    store = Store(public_key="key", name="shop", schema="shop")
+
+    async def read() -> list[Any]:
+        pools = [await Pool.open(one.dsn, DatabaseSettings(), lambda event: None) for one in (here, lagging)]
+        try:
+            sources = Sources(pools[0], 5)
+            source = await sources.of(store, "customers")
+            reader = Reader(InTurns(*pools), sources, DatabaseSettings(), lambda event: None)
+            reader.seen(source, 1, 100)  # of a size that a page is one statement
+            async with aclosing(reader.batches(store, source, Span(Position("10", None)), 100)) as batches:
+                pieces = [source.encoder.encode(batch.items, "ndjson") async for batch in batches]
+                return [json.loads(line)["id"] for piece in pieces for line in piece.splitlines()]
+        finally:
+            for pool in pools:
+                await pool.close()
+
+    with closing(here), partition_attached(loop, here, "shop.customers", 21, 41) as meanwhile:
+        assert meanwhile(lambda: loop.run(read())) == list(range(11, 111))
 
 
 @pytest.mark.parametrize("place", ["limit=1000&offset=0", ""])

@@ -2,15 +2,18 @@
 
 import random
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from app.catalog.pool import of_primary, shuffled
+from app.catalog.schema import migrate, migrations
 from loadtests.postgres import Postgres
 from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, base_config, eventually, ids
@@ -237,3 +240,49 @@ def test_a_walk_that_was_abandoned_vouches_for_no_standby(pair: Pair, clerk: Fak
     for offset in (100, 200, 300, 400):
         found += page(lagging, 100, offset)
     assert found == list(range(1, 311))
+
+
+def test_databases_made_anew_from_dumps_have_histories_of_their_own(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop
+) -> None:
+    """Fresh servers are on the same timeline, and number what is restored alike."""
+    fill(database, 10)
+    serve(configured(database.dsn, clerk)).stop()  # our schema is there
+    histories = [database.value("select clerk_feed.timeline()")]
+    folder = Path(tempfile.mkdtemp(prefix="cf-", dir="/tmp"))
+    folder.chmod(0o755)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for name in ("a", "b"):
+            (folder / name).mkdir()
+            (folder / name).chmod(0o755)
+            server = Postgres(folder / name, durable=False)
+            stack.callback(server.discard)
+            dump = [str(server.programs / "pg_dump"), "-d", database.dsn]
+            dumped = subprocess.run(dump, check=True, capture_output=True).stdout
+            restore = [str(server.programs / "psql"), "-q", "-v", "ON_ERROR_STOP=1", "-d", server.dsn]
+            subprocess.run(restore, input=dumped, check=True, capture_output=True)
+            with closing(Database(loop, server.dsn)) as restored:
+                histories.append(restored.value("select clerk_feed.timeline()"))
+    assert len(set(histories)) == 3
+    assert len({history.rpartition(" ")[0] for history in histories[1:]}) == 1, "the cluster alone tells them apart"
+
+
+def test_bookmarks_of_before_are_of_the_same_history_once_it_is_told_by_the_cluster(
+    database: Database, loop: Loop
+) -> None:
+    async def migrated(to: int) -> None:
+        connection = await asyncpg.connect(database.dsn)
+        try:
+            await migrate(connection, [migration for migration in migrations() if migration.number <= to])
+        finally:
+            await connection.close()
+
+    loop.run(migrated(19))
+    database.execute("insert into clerk_feed.walk (store, feed, incremental) values ('shop', 'products', false)")
+    database.execute(
+        "insert into clerk_feed.bookmark (walk, store, feed, incremental, written_by, at, key, key_family)"
+        " select id, 'shop', 'products', false, 0, 100, '100', 'int8' from clerk_feed.walk"
+    )
+    loop.run(migrated(20))
+    assert database.value("select timeline = clerk_feed.timeline() from clerk_feed.bookmark")

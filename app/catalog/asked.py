@@ -62,7 +62,7 @@ NOTE = f"""free as materialized (
 LOST = f"""
   select
   from clerk_feed.bookmark as o
-  where {_THE_FEED} and o.at <= {{offset}} and o.timeline <> clerk_feed.timeline()
+  where {_THE_FEED} and o.at <= {{offset}} and o.timeline <> (select clerk_feed.timeline())
     and o.written > now() - {_AWAY} and (not {PAST.format(of="o")} or not o.past and o.since = {{since}})
 """  # noqa: S608 (our own)
 """Bookmarks of before a failover, as far as the offset, that walks may have gone on from without the new server."""

@@ -335,7 +335,8 @@ CANDIDATES = f"""
     select b.*, {PAST.format(of="b")} as is_past,
       {CURRENT.format(of="b")} or {OF_ITS_DELTA.format(of="b", since="{since}")} as current
     from clerk_feed.bookmark as b
-    where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours' and b.timeline = clerk_feed.timeline()
+    where {{where}} and b.written > now() - interval '{KEPT_HOURS} hours'
+      and b.timeline = (select clerk_feed.timeline())
   ) as b
 """  # noqa: S608 (our own)
 """SQL for the bookmarks b at an offset. Their standing, of which the lowest goes first: 0 current, 1 current of another
@@ -357,7 +358,7 @@ TRAIL = """(
 it can't: nothing is promised to that one, but it must not be taken for another."""
 
 OTHER_ORDER = f"""
-      o.key_family <> {{family}} and o.timeline = clerk_feed.timeline()
+      o.key_family <> {{family}} and o.timeline = (select clerk_feed.timeline())
       and o.written > now() - interval '{KEPT_HOURS} hours'
       and (not {PAST.format(of="o")} or {OF_ITS_DELTA.format(of="o", since="{since}")})
 """
@@ -399,7 +400,7 @@ select
   exists (
     select
     from clerk_feed.bookmark as b
-    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.timeline <> clerk_feed.timeline()
+    where b.store = $1 and b.feed = $2 and b.incremental = $3 and b.timeline <> (select clerk_feed.timeline())
       and b.written > now() - interval '{KEPT_HOURS} hours'
   ) as failed_over
 """  # noqa: S608 (a number of ours)
