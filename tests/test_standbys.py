@@ -281,8 +281,8 @@ def test_bookmarks_of_before_are_of_the_same_history_once_it_is_told_by_the_clus
     loop.run(migrated(19))
     database.execute("insert into clerk_feed.walk (store, feed, incremental) values ('shop', 'products', false)")
     database.execute(
-        "insert into clerk_feed.bookmark (walk, store, feed, incremental, written_by, at, key, key_family)"
-        " select id, 'shop', 'products', false, 0, 100, '100', 'int8' from clerk_feed.walk"
+        "insert into clerk_feed.bookmark (walk, store, feed, incremental, written_by, at, key, key_family, is_end)"
+        " select id, 'shop', 'products', false, 0, 100, '100', 'int8', false from clerk_feed.walk"
     )
     loop.run(migrated(20))
     assert database.value("select timeline = clerk_feed.timeline() from clerk_feed.bookmark")
