@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from app.catalog.pool import of_primary, shuffled
-from app.catalog.schema import migrate, migrations
+from app.catalog.schema import SchemaError, migrate, migrations
 from loadtests.postgres import Postgres
 from tests.clerk import FakeClerk, problem
 from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, base_config, eventually, ids
@@ -268,21 +268,55 @@ def test_databases_made_anew_from_dumps_have_histories_of_their_own(
     assert len({history.rpartition(" ")[0] for history in histories[1:]}) == 1, "the cluster alone tells them apart"
 
 
+async def migrated(dsn: str, to: int, *, attempts: int = 30) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        wanted = [migration for migration in migrations() if migration.number <= to]
+        await migrate(connection, wanted, attempts=attempts)
+    finally:
+        await connection.close()
+
+
 def test_bookmarks_of_before_are_of_the_same_history_once_it_is_told_by_the_cluster(
     database: Database, loop: Loop
 ) -> None:
-    async def migrated(to: int) -> None:
-        connection = await asyncpg.connect(database.dsn)
-        try:
-            await migrate(connection, [migration for migration in migrations() if migration.number <= to])
-        finally:
-            await connection.close()
-
-    loop.run(migrated(19))
-    database.execute("insert into clerk_feed.walk (store, feed, incremental) values ('shop', 'products', false)")
-    database.execute(
+    """Also what a service of the former version is just writing."""
+    bookmark = (
         "insert into clerk_feed.bookmark (walk, store, feed, incremental, written_by, at, key, key_family, is_end)"
         " select id, 'shop', 'products', false, 0, 100, '100', 'int8', false from clerk_feed.walk"
     )
-    loop.run(migrated(20))
-    assert database.value("select timeline = clerk_feed.timeline() from clerk_feed.bookmark")
+    loop.run(migrated(database.dsn, 19))
+    database.execute("insert into clerk_feed.walk (store, feed, incremental) values ('shop', 'products', false)")
+    database.execute(bookmark)
+    with closing(Database(loop, database.dsn)) as former:
+        former.execute("begin")
+        former.execute(bookmark)
+        with pytest.raises(SchemaError, match="another transaction holds its tables"):
+            loop.run(migrated(database.dsn, 20, attempts=1))
+        former.execute("commit")
+    loop.run(migrated(database.dsn, 20))
+    assert database.value("select count(*) from clerk_feed.bookmark where timeline = clerk_feed.timeline()") == 2
+
+
+def test_a_server_that_does_not_show_its_cluster_is_told_by_what_it_shows(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    """To which a dump was brought from one that does."""
+    fill(database, 10)
+    name = database.value("select current_database()")
+    database.execute(f"create role {name} login")
+    database.execute(f"grant create on database {name} to {name}; grant usage on schema shop to {name}")
+    database.execute(f"grant select on all tables in schema shop to {name}")
+    config = configured(database.dsn.replace("postgres:@", f"{name}:@"), clerk)
+    try:
+        service = serve(config)
+        assert page(service, 10, 0) == list(range(1, 11))
+        before = database.value("select clerk_feed.timeline()")
+        service.stop()
+        database.execute("revoke execute on function pg_control_system() from public")
+        service = serve(config)
+        assert page(service, 10, 0) == list(range(1, 11))
+        assert database.value("select clerk_feed.timeline()") == before.rpartition(" ")[0]
+        service.stop()
+    finally:
+        database.execute(f"drop owned by {name}; drop role {name}")

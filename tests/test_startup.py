@@ -279,6 +279,18 @@ def test_who_holds_a_table_is_waited_for_without_being_in_the_way_of_pages(datab
     assert loop.run(applied_in_the_end()) == last[-1:]
 
 
+def test_a_migration_may_take_longer_than_other_statements(database: Database, loop: Loop) -> None:
+    async def applied_slowly() -> list[Migration]:
+        settings = {"statement_timeout": "1s"}
+        connection = await asyncpg.connect(database.dsn, command_timeout=1, server_settings=settings)
+        try:
+            return await migrate(connection, [Migration(1, "slow", "select pg_sleep(1.5)")])
+        finally:
+            await connection.close()
+
+    assert [migration.name for migration in loop.run(applied_slowly())] == ["slow"]
+
+
 def test_a_second_start_finds_the_schema_and_keeps_what_is_in_it(database: Database, serve: Serve) -> None:
     config = base_config(database.dsn, VERIFY_URL) + STORE
     serve(config).stop()

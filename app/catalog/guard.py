@@ -33,7 +33,7 @@ _COUNTED_SLOWLY = (
 _PAUSE = 20
 """After a look at what deltas have brought, so many times as long as counting took."""
 _LOOK_SECONDS = 0.01
-"""What a look takes without counting, where the database need not be waited for."""
+"""What a look counts for that found no database."""
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -138,38 +138,35 @@ class Guard:
         looked, took = self._looked.get(place, (0.0, 0.0))
         if time.perf_counter() - looked < _PAUSE * took and not (ends and took < _COUNT_SECONDS):
             return
-        counting = 0.0
 
-        async def learn(connection: Any) -> None:
-            nonlocal counting
+        async def learn(connection: Any) -> float:
+            began = time.perf_counter()
             limit = store.feed(source.feed).shrink_limit
             measure = _finished(await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0)) or 0
-            # What is not counted is not missed either, so that little may stay uncounted.
             brought = await connection.fetchval(_BROUGHT, store.name, source.feed, math.ceil(measure * (1 - limit / 4)))
-            if brought <= measure * limit / 4:
-                return
-            # What comes while it is counted may not be in it.
-            now = await connection.fetchval("select clock_timestamp()::text")
-            began = time.perf_counter()
-            items = await self._counted_soon(connection, store, source, most=measure + brought)
-            counting = time.perf_counter() - began
-            last = await connection.fetchrow(_LAST_END, store.name, source.feed)
-            if last is not None and last["ended"] == "held back":
-                # Once that shrink is accepted, what came after it is the measure.
-                measure = min(measure, last["final_items"])
-            if items is not None and not shrunk(items, 0, measure, store.feed(source.feed)):
-                await connection.execute(_LEARNT, store.name, source.feed, now, items)
+            # What is not counted is not missed either, so that little may stay uncounted.
+            if brought > measure * limit / 4:
+                # What comes while it is counted may not be in it.
+                now = await connection.fetchval("select clock_timestamp()::text")
+                items = await self._counted_soon(connection, source, most=measure + brought)
+                last = await connection.fetchrow(_LAST_END, store.name, source.feed)
+                if last is not None and last["ended"] == "held back":
+                    # Once that shrink is accepted, what came after it is the measure.
+                    measure = min(measure, last["final_items"])
+                if items is not None and not shrunk(items, 0, measure, store.feed(source.feed)):
+                    await connection.execute(_LEARNT, store.name, source.feed, now, items)
+            return time.perf_counter() - began
 
+        took = _LOOK_SECONDS
         began = time.perf_counter()
         try:
-            await self._pool.patiently(learn, Patience(self._resume_seconds))
+            took = await self._pool.patiently(learn, Patience(self._resume_seconds))
         except asyncpg.PostgresError as error:
             state_unavailable(error, self._emit)  # told of, and not raised
+            took = time.perf_counter() - began
         except Refusal:
             pass  # the page itself is made, and the next one looks again
-        ended = time.perf_counter()
-        # The database may have been waited for.
-        self._looked[place] = (ended, counting or min(ended - began, _LOOK_SECONDS))
+        self._looked[place] = (time.perf_counter(), took)
 
     async def remember(self) -> None:
         """Keep what walks were sent that did not end: their bookmarks are swept after a day. Raises Refusal."""
@@ -228,20 +225,22 @@ class Guard:
                 f"Counting {source.feed} of {source.store} at the end of a walk failed with SQLSTATE {error.sqlstate}.",
             ) from error
 
-    async def _counted_soon(self, connection: Any, store: Store, source: Source, *, most: int) -> int | None:
-        """How many items the feed has, while an importer waits; None where that is not known in time.
+    async def _counted_soon(self, connection: Any, source: Source, *, most: int) -> int | None:
+        """How many items the feed has, while an importer waits; None where counting takes too long.
 
-        Where an item fails, or they are many, rows tell it: `most` at most, and without as many as the last full walk
-        had beyond its items, which were invalid or had an id of others.
+        Where an item fails it is the rows, and `most` at most: some may be invalid. No full sync ends before it is
+        mended.
         """
         for counting in (source.count_ids, source.count_rows):
-            with suppress(Refusal):
+            try:
                 async with connection.transaction():
                     await connection.execute(f"set local statement_timeout = '{_COUNT_SECONDS:g}s'")
-                    items = await self._counted(connection, source, counting)
-                if counting == source.count_ids:
-                    return items
-                return min(items - (await connection.fetchval(_BEYOND, store.name, source.feed) or 0), most)
+                    items: int = await connection.fetchval(counting)
+            except asyncpg.QueryCanceledError:
+                return None
+            except asyncpg.PostgresError:
+                continue
+            return items if counting == source.count_ids else min(items, most)
         return None
 
     async def require_none_held_back(self, store: Store, source: Source) -> None:
@@ -386,49 +385,26 @@ with last as ({_LAST}), allowed as (
     ) then $4::int8 end,
     0
   ) as items
-), ended as (
-  select max(w.final_items) as items
-  from clerk_feed.walk as w
-  where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'finished'
-    and w.last_page > now() - interval '24 hours'
-    and w.last_page > coalesce((select accepted from allowed), '-infinity')
-), counted as (
-  select max(s.items) as items
-  from clerk_feed.feed_size as s
-  where s.store = $1 and s.feed = $2
-    and (
-      s.counted > now() - interval '24 hours'
-      or s.counted > coalesce((select last_page from last), '-infinity')
-    )
-    and s.counted > coalesce((select accepted from allowed), '-infinity')
-), base as (
-  select
-    greatest(
-      (select items from ended),
-      coalesce((select items from allowed where accepted > last.last_page), last.final_items)
-    ) as items,
-    last.started as since
-  from last
 )
 select
   (select final_items from last) as last,
   greatest(
-    (select items from ended),
-    -- Of what was counted Clerk has what it was sent.
     (
-      select
-        case
-          when counted.items > base.items then least(
-            counted.items,
-            base.items + (
-              select coalesce(sum(w.items), 0)::int8
-              from clerk_feed.walk as w
-              where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > base.since
-            )
-          )
-          else counted.items
-        end
-      from counted left join base on true
+      select max(w.final_items)
+      from clerk_feed.walk as w
+      where w.store = $1 and w.feed = $2 and not w.incremental and w.ended = 'finished'
+        and w.last_page > now() - interval '24 hours'
+        and w.last_page > coalesce((select accepted from allowed), '-infinity')
+    ),
+    (
+      select max(s.items)
+      from clerk_feed.feed_size as s
+      where s.store = $1 and s.feed = $2
+        and (
+          s.counted > now() - interval '24 hours'
+          or s.counted > coalesce((select last_page from last), '-infinity')
+        )
+        and s.counted > coalesce((select accepted from allowed), '-infinity')
     )
   ) as most,
   greatest(
@@ -477,14 +453,6 @@ select coalesce(sum(w.items), 0)::int8
 from clerk_feed.walk as w, counted
 where w.store = $1 and w.feed = $2 and w.incremental and w.last_page > coalesce(counted.at, '-infinity')
 """  # noqa: S608 (only our own text is put in)
-
-_BEYOND = """
-select greatest(items + invalid - final_items, 0)::int8
-from clerk_feed.walk
-where store = $1 and feed = $2 and not incremental and ended = 'finished'
-order by last_page desc, id desc
-limit 1
-"""
 
 # A smaller one of before measures nothing that this one does not.
 _LEARNT = """

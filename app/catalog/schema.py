@@ -18,6 +18,9 @@ SQL_FOLDER = next(
 
 _LOCK = 0x636C65726B  # "clerk"
 _ATTEMPTS = 30
+_MIGRATION_SECONDS = 3600.0
+_TELLS_HISTORIES = 20
+"""The migration that brings the procedure for it."""
 
 
 class SchemaError(Exception):
@@ -60,7 +63,8 @@ async def _migrate(connection: Any, wanted: list[Migration]) -> list[Migration]:
     try:
         async with connection.transaction():
             await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
-            await connection.execute("set local lock_timeout = '1s'")
+            # To be cut off in the middle would mean to begin anew at the next start.
+            await connection.execute("set local lock_timeout = '1s'; set local statement_timeout = 0")
             if not await connection.fetchval("select to_regnamespace('clerk_feed') is not null"):
                 await connection.execute("create schema clerk_feed")
             if not await connection.fetchval("select to_regclass('clerk_feed.migration') is not null"):
@@ -74,12 +78,14 @@ async def _migrate(connection: Any, wanted: list[Migration]) -> list[Migration]:
                 )
             applied = [migration for migration in wanted if migration.number > done]
             for migration in applied:
-                await connection.execute(migration.sql)
+                await connection.execute(migration.sql, timeout=_MIGRATION_SECONDS)
                 await connection.execute(
                     "insert into clerk_feed.migration (number, name) values ($1, $2)",
                     migration.number,
                     migration.name,
                 )
+            if newest >= _TELLS_HISTORIES:
+                await _tell_histories(connection)
             return applied
     except asyncpg.InsufficientPrivilegeError as error:
         role, database = await connection.fetchrow("select current_user::text, current_database()::text")
@@ -89,6 +95,15 @@ async def _migrate(connection: Any, wanted: list[Migration]) -> list[Migration]:
             f"  {owned_schema(role)}\n\n"
             f"in the database {database}. The role then owns its own schema and needs only SELECT on the shop's views."
         ) from None
+
+
+async def _tell_histories(connection: Any) -> None:
+    """Tell histories anew where that fails here: a dump may have brought them to a server that shows less of itself."""
+    try:
+        async with connection.transaction():
+            await connection.execute("select clerk_feed.timeline()")
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError, asyncpg.FeatureNotSupportedError):
+        await connection.execute("call clerk_feed.tell_histories()")
 
 
 def owned_schema(role: str) -> str:
