@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from app.catalog.pool import Patience, Pool
+from app.catalog.source import Source, describe
 from app.clerk.importer import Importer
 from app.settings import Database as DatabaseSettings
+from app.settings import Store
 from loadtests.postgres import Postgres, StopMode
 from tests.clerk import FakeClerk, problem
 from tests.conftest import (
@@ -550,6 +553,40 @@ def test_a_view_replaced_by_one_of_other_columns_and_types_loses_no_item_of_a_st
         replacing.done()
     assert ended
     assert found == list(range(1, 120_001))
+
+
+class ReplacedMeanwhile:
+    """A connection behind whose first answer the view is replaced."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._replaced = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    async def fetchrow(self, sql: str, *arguments: object) -> Any:
+        row = await self._connection.fetchrow(sql, *arguments)
+        if not self._replaced:
+            self._replaced = True
+            await self._connection.execute(OTHERWISE)
+        return row
+
+
+def test_a_view_that_is_replaced_while_it_is_described_is_described_as_it_is_then(
+    database: Database, loop: Loop
+) -> None:
+    fill(database, 1, held_at=0)
+
+    async def described() -> Source:
+        connection = await asyncpg.connect(database.dsn)
+        try:
+            store = Store(public_key="key", name="shop", schema="shop")
+            return await describe(ReplacedMeanwhile(connection), store, "products")
+        finally:
+            await connection.close()
+
+    assert "material" in loop.run(described()).attributes
 
 
 class Replacing:

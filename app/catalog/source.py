@@ -18,6 +18,8 @@ from app.protocol.problems import FEED_MISSING, FEED_NOT_RENDERED, SOURCE_UNUSAB
 from app.protocol.wire import ItemEncoder, LineEncoder, nameable
 from app.settings import Store, relation_parts
 
+_LOOKS = 3
+"""So many times a relation is looked for that has no columns."""
 _FRESH_SECONDS = 2.0
 _REFRESHES_KNOWN = 200
 """Of a feed that is no longer rendered. A delta that reaches back farther is read from the beginning."""
@@ -330,17 +332,23 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
 async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Relation, list[Column]]:
     """The relation that a feed's items come from and its columns. Raises Refusal, see Sources.of."""
     relation = relation_of(store, feed)
-    found = await connection.fetchrow(_RELATION, relation.schema, relation.name)
-    if found is None or not found["is_relation"]:
-        raise await _missing(connection, relation, feed)
-    if not found["readable"]:
-        role = await connection.fetchval("select current_user::text")
-        raise _unusable(
-            f"The role {role} may not read {relation}.",
-            f"grant usage on schema {quoted(relation.schema)} to {quoted(role)};"
-            f" grant select on {relation} to {quoted(role)};",
-        )
-    return relation, [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
+    columns: list[Column] = []
+    for _ in range(_LOOKS):
+        found = await connection.fetchrow(_RELATION, relation.schema, relation.name)
+        if found is None or not found["is_relation"]:
+            raise await _missing(connection, relation, feed)
+        if not found["readable"]:
+            role = await connection.fetchval("select current_user::text")
+            raise _unusable(
+                f"The role {role} may not read {relation}.",
+                f"grant usage on schema {quoted(relation.schema)} to {quoted(role)};"
+                f" grant select on {relation} to {quoted(role)};",
+            )
+        columns = [Column(**row) for row in await connection.fetch(_COLUMNS, found["oid"])]
+        if columns:
+            break
+        # It has been replaced by another one of its name.
+    return relation, columns
 
 
 def _compared_here(id: Column) -> Column:
