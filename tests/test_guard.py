@@ -1314,6 +1314,22 @@ def test_what_deltas_brought_between_them_is_so_where_the_feed_stayed_smaller_th
     assert "it had 700 since 100 were accepted" in refused.json["detail"]
 
 
+def test_little_growth_is_little_beside_what_is_left(
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    service, config = own_service(database, clerk, serve, tmp_path)
+    fill_customers(database, 101, 4000)
+    assert get_all(service) == 4000
+    hours_later(database, 24)
+    database.execute("delete from dk.customers where id > 100")
+    assert held_back(service.get("/dk/customers"))
+    fill_customers(database, 5001, 5200)
+    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) >= 200
+    assert accept(config, "dk", "customers", "--items", "100").returncode == 0
+    database.execute("delete from dk.customers where id > 5000")
+    assert held_back(service.get("/dk/customers"))
+
+
 def test_what_is_accepted_is_as_old_as_the_refusal_that_spoke_of_it(
     database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
 ) -> None:

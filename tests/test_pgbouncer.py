@@ -19,6 +19,7 @@ import pytest
 from app.catalog.rendered import connection_for_refresh
 from tests.clerk import FakeClerk
 from tests.conftest import PRODUCTS, Database, Hosted, Loop, Running, Serve, base_config, eventually
+from tests.test_guard import accept, held_back
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 if PROGRAM is None:
@@ -132,6 +133,26 @@ def test_standbys_may_be_behind_it_too(database: Database, bouncer: str, clerk: 
     assert walk(service, 100) == list(range(1, 501))
     assert [item["id"] for item in service.get("/shop/products").lines] == list(range(1, 501))
     assert service.events("Failed") == []
+
+
+def test_a_sync_that_is_held_back_can_be_accepted(
+    database: Database, bouncer: str, clerk: FakeClerk, serve: Serve, tmp_path: Path
+) -> None:
+    """What is noted of it before its answer is refused stays noted."""
+    database.execute("create schema dk; create table dk.customers (id int primary key, email text default 'e')")
+    database.execute("insert into dk.customers select generate_series(1, 500)")
+    config = base_config(bouncer, clerk.verify_url, database="pgbouncer = true")
+    config += '[stores.dk]\npublic_key = "key-dk"\n'
+    path = tmp_path / "accept.toml"
+    path.write_text(config)
+    service = serve(config)
+    assert len(service.get("/dk/customers").lines) == 500
+    for left in (300, 150, 60):
+        database.execute("delete from dk.customers where id > $1", left)
+        assert held_back(service.get("/dk/customers"))
+        done = accept(path, "dk", "customers")
+        assert done.returncode == 0, done.stderr
+        assert len(service.get("/dk/customers").lines) == left
 
 
 def test_settings_are_those_of_a_transaction_and_do_not_leak(

@@ -145,15 +145,16 @@ class Guard:
             measure = _finished(await connection.fetchrow(_KNOWN, store.name, source.feed, None, 0)) or 0
             brought = await connection.fetchval(_BROUGHT, store.name, source.feed, math.ceil(measure * (1 - limit / 4)))
             # What is not counted is not missed either, so that little may stay uncounted.
-            if brought > measure * limit / 4:
+            least = measure
+            last = await connection.fetchrow(_LAST_END, store.name, source.feed)
+            if last is not None and last["ended"] == "held back":
+                # Once that shrink is accepted, what came after it is the measure.
+                least = min(measure, last["final_items"])
+            if brought > least * limit / 4:
                 # What comes while it is counted may not be in it.
                 now = await connection.fetchval("select clock_timestamp()::text")
                 items = await self._counted_soon(connection, source, most=measure + brought)
-                last = await connection.fetchrow(_LAST_END, store.name, source.feed)
-                if last is not None and last["ended"] == "held back":
-                    # Once that shrink is accepted, what came after it is the measure.
-                    measure = min(measure, last["final_items"])
-                if items is not None and not shrunk(items, 0, measure, store.feed(source.feed)):
+                if items is not None and not shrunk(items, 0, least, store.feed(source.feed)):
                     await connection.execute(_LEARNT, store.name, source.feed, now, items)
             return time.perf_counter() - began
 
@@ -211,7 +212,9 @@ class Guard:
 
     async def _counted(self, connection: Any, source: Source, counting: str) -> int:
         try:
-            return int(await connection.fetchval(counting))
+            # A failure may be borne, also within a transaction.
+            async with connection.transaction():
+                return int(await connection.fetchval(counting))
         except asyncpg.QueryCanceledError as error:
             raise Refusal(
                 SOURCE_FAILED,

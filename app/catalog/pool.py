@@ -169,9 +169,15 @@ class Pool:
         broken = True
         try:
             if self.transactions:
+                refused = None
                 async with connection.transaction(isolation="read_committed"):
                     await connection.execute(self.local_settings)
-                    yield connection
+                    try:
+                        yield connection
+                    except Refusal as refusal:
+                        refused = refusal  # what was noted before it stays noted
+                if refused is not None:
+                    raise refused
             else:
                 yield connection
             broken = False

@@ -62,9 +62,10 @@ async def migrate(
 async def _migrate(connection: Any, wanted: list[Migration]) -> list[Migration]:
     try:
         async with connection.transaction():
-            await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
-            # To be cut off in the middle would mean to begin anew at the next start.
-            await connection.execute("set local lock_timeout = '1s'; set local statement_timeout = 0")
+            # To be cut off in the middle would mean to begin anew at the next start; so would whoever waits for us.
+            await connection.execute("set local statement_timeout = 0")
+            await connection.execute("select pg_advisory_xact_lock($1)", _LOCK, timeout=_MIGRATION_SECONDS)
+            await connection.execute("set local lock_timeout = '1s'")
             if not await connection.fetchval("select to_regnamespace('clerk_feed') is not null"):
                 await connection.execute("create schema clerk_feed")
             if not await connection.fetchval("select to_regclass('clerk_feed.migration') is not null"):

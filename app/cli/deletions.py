@@ -92,7 +92,7 @@ def _run(path: Path, store: str | None, feed: FeedName | None, work: Work) -> No
 
 
 async def _prepared(settings: Settings, dsn: str, chosen: list[tuple[Store, FeedName]], work: Work) -> bool:
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await asyncpg.connect(dsn, timeout=10, statement_cache_size=0)
     try:
         await migrate(connection)
     finally:
@@ -104,7 +104,7 @@ async def _prepared(settings: Settings, dsn: str, chosen: list[tuple[Store, Feed
 
 
 async def _list(settings: Settings, dsn: str, store: Store, feed: FeedName) -> bool:
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await asyncpg.connect(dsn, timeout=10, statement_cache_size=0)
     try:
         to_send, again, rows = await waiting(connection, store.name, feed, _SHOWN)
     finally:

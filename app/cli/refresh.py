@@ -71,7 +71,7 @@ async def _refresh(
     accept_shrink: bool,
     accepted_items: int | None,
 ) -> bool:
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await asyncpg.connect(dsn, timeout=10, statement_cache_size=0)
     try:
         await migrate(connection)
     finally:

@@ -40,7 +40,7 @@ def say(path: Path, store: str | None, work: Work[T]) -> T:
 
 
 async def _connected(dsn: str, work: Work[T], stores: list[str]) -> T:
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await asyncpg.connect(dsn, timeout=10, statement_cache_size=0)
     try:
         return await work(connection, stores)
     finally:

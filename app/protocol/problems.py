@@ -234,7 +234,7 @@ STATE_UNAVAILABLE = Problem(
     "state-unavailable",
     "The place where this page begins can't be read or written.",
     "Check that the role of the service owns the schema clerk_feed and its tables, and that the disk is not full. The"
-    " walk goes on when it can.",
+    " walk goes on when it can. Where the database was moved to another server, start the service again.",
 )
 OFFSET_LOST = Problem(
     409,
