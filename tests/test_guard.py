@@ -1296,38 +1296,24 @@ def test_a_sync_that_was_sent_items_twice_is_measured_by_another_of_the_same_row
     assert held_back(answers[-1]) or held_back(answers[-2])
 
 
+@pytest.mark.parametrize(("before", "came"), [(1000, 600), (4000, 200)])
 def test_what_deltas_brought_between_them_is_so_where_the_feed_stayed_smaller_than_before(
-    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
+    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path, before: int, came: int
 ) -> None:
+    """Even if it is little beside what there was."""
     service, config = own_service(database, clerk, serve, tmp_path)
-    fill_customers(database, 101, 1000)
-    assert get_all(service) == 1000
+    fill_customers(database, 101, before)
+    assert get_all(service) == before
     hours_later(database, 24)
     database.execute("delete from dk.customers where id > 100")
     assert held_back(service.get("/dk/customers"))
-    fill_customers(database, 2001, 2600)
-    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) >= 600
+    fill_customers(database, 5001, 5000 + came)
+    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) >= came
     assert accept(config, "dk", "customers", "--items", "100").returncode == 0
-    database.execute("delete from dk.customers where id > 90")
+    database.execute("delete from dk.customers where id > 100")
     refused = service.get("/dk/customers")
     assert held_back(refused)
-    assert "it had 700 since 100 were accepted" in refused.json["detail"]
-
-
-def test_little_growth_is_little_beside_what_is_left(
-    database: Database, clerk: FakeClerk, serve: Serve, tmp_path: Path
-) -> None:
-    service, config = own_service(database, clerk, serve, tmp_path)
-    fill_customers(database, 101, 4000)
-    assert get_all(service) == 4000
-    hours_later(database, 24)
-    database.execute("delete from dk.customers where id > 100")
-    assert held_back(service.get("/dk/customers"))
-    fill_customers(database, 5001, 5200)
-    assert len(service.get("/dk/customers?modified_after=2026-06-01").lines) >= 200
-    assert accept(config, "dk", "customers", "--items", "100").returncode == 0
-    database.execute("delete from dk.customers where id > 5000")
-    assert held_back(service.get("/dk/customers"))
+    assert f"it had {100 + came} since 100 were accepted" in refused.json["detail"]
 
 
 def test_what_is_accepted_is_as_old_as_the_refusal_that_spoke_of_it(
@@ -1445,7 +1431,7 @@ def test_ids_that_change_while_a_whole_feed_is_sent_do_not_raise_the_measure(
     with closing(http.client.HTTPConnection(urlsplit(service.url).netloc, timeout=60)) as connection:
         connection.request("GET", "/dk/customers", headers={"X-Clerk-Authorization": f"Bearer {TOKEN}"})
         answer = connection.getresponse()
-        time.sleep(3)
+        time.sleep(3)  # beyond the lease, also on a busy machine: what follows is another statement's
         database.execute("update dk.customers set id = id + 100000")
         lines = answer.read().splitlines()
     assert len(lines) > 6000
