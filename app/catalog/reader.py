@@ -334,7 +334,7 @@ class Reader:
     async def _at_once(
         self, pool: Pool, source: Source, part: Part, limit: int
     ) -> tuple[Sequence[Any], Around | None, bool]:
-        """The rows of a page and one more, in one statement; the partitions around it; whether the rows are the last."""
+        """The rows of a page and one more, the partitions around them, and whether they are the last."""
         try:
             rows, around = await _fetched_around(pool, source, *statement(source, part, limit + 1))
         except asyncpg.DataError:
