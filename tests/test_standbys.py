@@ -1,13 +1,16 @@
 """Beyond one machine: replicas of the service, standbys of the database, a failover. Nothing is lost, or it shows."""
 
+import http.client
 import random
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -16,7 +19,7 @@ from app.catalog.pool import of_primary, shuffled
 from app.catalog.schema import SchemaError, migrate, migrations
 from loadtests.postgres import Postgres
 from tests.clerk import FakeClerk, problem
-from tests.conftest import PRODUCTS, Database, Loop, Running, Serve, base_config, eventually, ids
+from tests.conftest import PRODUCTS, TOKEN, Database, Loop, Running, Serve, base_config, eventually, ids
 
 
 def configured(dsn: str, clerk: FakeClerk, *, database: str = "") -> str:
@@ -240,6 +243,78 @@ def test_a_walk_that_was_abandoned_vouches_for_no_standby(pair: Pair, clerk: Fak
     for offset in (100, 200, 300, 400):
         found += page(lagging, 100, offset)
     assert found == list(range(1, 311))
+
+
+OVERLAP_SECONDS = 2
+
+
+def serve_customers(pair: Pair, clerk: FakeClerk, serve: Serve, *, count: int, length: int) -> Running:
+    """A feed of customers whose standby may soon lag by more than the overlap."""
+    pair.database.execute(
+        "create schema shop; create table shop.customers (id int primary key, email text, modified_at timestamptz)"
+    )
+    pair.database.execute(
+        "insert into shop.customers select i, repeat('o', $1), now() - interval '1 day'"
+        " from generate_series(1, $2::int) as i",
+        length,
+        count,
+    )
+    config = pair.config(clerk, 'cursor_lease = "100ms"\nresume_for = "500ms"')
+    service = serve(f'{config}incremental_overlap = "{OVERLAP_SECONDS}s"\n')
+    pair.catch_up()
+    return service
+
+
+def change_and_sync(pair: Pair, service: Running, id: int) -> None:
+    """Deltas bring a change, and go on until none reaches back to it any more."""
+    since = time.time()
+    pair.database.execute("update shop.customers set email = 'new', modified_at = clock_timestamp() where id = $1", id)
+    brought: list[list[int]] = []
+    while not brought or brought[-1]:
+        began = time.time()
+        answer = service.get(f"/shop/customers?limit=100&offset=0&modified_after={since:.3f}")
+        assert answer.status == 200, answer.body
+        brought.append(ids(answer.lines))
+        since = began
+        time.sleep(0.5)
+    assert brought[0] == [id]
+
+
+@pytest.mark.slow
+def test_what_deltas_brought_is_not_undone_by_a_standby_that_lags(pair: Pair, clerk: FakeClerk, serve: Serve) -> None:
+    service = serve_customers(pair, clerk, serve, count=30, length=3)
+    assert len(service.get("/shop/customers?limit=10&offset=0").lines) == 10
+    pair.catch_up()
+    pair.lag(paused=True)
+    try:
+        change_and_sync(pair, service, 15)
+        said = problem(service.get("/shop/customers?limit=10&offset=10"), 503, "standby-behind")
+        assert "0.5 s ago" in said["detail"]
+    finally:
+        pair.lag(paused=False)
+    found = [item for offset in (10, 20, 30) for item in service.get(f"/shop/customers?limit=10&offset={offset}").lines]
+    assert [item["id"] for item in found] == list(range(11, 31))
+    assert found[4]["email"] == "new"
+
+
+@pytest.mark.slow
+def test_a_stream_does_not_go_on_from_a_standby_that_lags(pair: Pair, clerk: FakeClerk, serve: Serve) -> None:
+    # More than lies in sockets, so that much is still to be read when the first items have come.
+    service = serve_customers(pair, clerk, serve, count=3000, length=20_000)
+    parts = urlsplit(service.url)
+    with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)) as connection:
+        connection.request("GET", "/shop/customers", headers={"X-Clerk-Authorization": f"Bearer {TOKEN}"})
+        response = connection.getresponse()
+        assert response.readline()
+        pair.lag(paused=True)
+        try:
+            change_and_sync(pair, service, 2900)
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                response.read()
+        finally:
+            pair.lag(paused=False)
+    [cut] = service.events("CutOff")
+    assert "standby-behind" in str(cut) or "no standby has shown" in str(cut)
 
 
 def test_databases_made_anew_from_dumps_have_histories_of_their_own(

@@ -78,14 +78,15 @@ class Guard:
         invalid = ending.invalid + (known["invalid"] or 0)
         items = sent = ending.items
         inexact = ending.repeated or ending.ambiguous or known["ambiguous"]
+        broken = False
         if not inexact and ending.in_parts and _grown(items, finished, settings):
             # Others may have taken the place of items that were sent, of all of them at most. Where more is gone, the
             # feed may have broken behind its last page: then the next walk is held against what was sent.
             with suppress(Refusal):
                 counted = await self._counted(connection, source, source.count_rows)
+                broken = counted == 0 and known["accepted"] is None
                 if counted >= items / 2:
                     items = min(items, counted)
-        broken = False
         if inexact and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
             # again since the page was read, so it is never more than was sent.
@@ -500,8 +501,8 @@ with known as (
   where id = $3 and ended is distinct from 'finished'
   returning id
 )
-insert into clerk_feed.walk (store, feed, incremental, whole, items, invalid, ended, final_items)
-select $1, $2, false, true, $4, $5, 'held back', $4
+insert into clerk_feed.walk (store, feed, incremental, whole, items, invalid, ended, final_items, last_page)
+select $1, $2, false, true, $4, $5, 'held back', $4, clock_timestamp()
 where not exists (select from known)
 """
 

@@ -21,7 +21,7 @@ from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.second_look import Around, SecondLook, partitions_of
 from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
-from app.catalog.standbys import Showing
+from app.catalog.standbys import Primary, Showing
 from app.catalog.statements import Part, Position, Span, edge_statement, parts_of, statement
 from app.protocol.problems import ITEM_INVALID, KEY_CHANGED, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid, Lines
@@ -74,10 +74,11 @@ class Reader:
         """Whether full walks are read elsewhere than deltas are."""
         return self._standbys is not None
 
-    def _pool_for(self, span: Span) -> Pool:
+    def _pool_for(self, store: Store, span: Span) -> Pool:
         if self._standbys is None or span.mark is None:
             return self._pool
-        return Showing(self._standbys, span.mark, self._emit)
+        primary = Primary(self._pool, self._settings.resume_for.seconds, self._emit)
+        return Showing(self._standbys, primary, span.mark, store.incremental_overlap.seconds, self._emit)
 
     def seen(self, source: Source, items: int, size: int) -> None:
         """Learn how large a source's items are: `size` bytes for `items` of them."""
@@ -103,7 +104,7 @@ class Reader:
         patience = Patience(self._settings.resume_for.seconds)
         described_again = interrupted = False
         left = limit
-        parts, pool = parts_of(span, all_dated=source.rendered), self._pool_for(span)
+        parts, pool = parts_of(span, all_dated=source.rendered), self._pool_for(store, span)
         while parts:
             try:
                 batches = self._batches(pool, store, source, parts[0], left, interrupted=interrupted)

@@ -75,7 +75,8 @@ async def _migrate(connection: Any, wanted: list[Migration]) -> list[Migration]:
             if done > newest:
                 raise SchemaError(
                     f"The schema clerk_feed is at migration {done}; this version of clerk-feed knows up to {newest}."
-                    " Run the newer version again, or drop the schema: it holds no data of the shop."
+                    " Run the newer version again, or drop the schema: it holds no data of the shop, but how large its"
+                    " feeds were, so that nothing holds back a broken one until the next full sync has ended."
                 )
             applied = [migration for migration in wanted if migration.number > done]
             for migration in applied:

@@ -255,9 +255,10 @@ KEY_CHANGED = Problem(
 STANDBY_BEHIND = Problem(
     503,
     "standby-behind",
-    "The standbys have not yet received what the primary wrote when this sync began.",
+    "The standbys are too far behind the primary: what there was when this sync began, or newer, may be missing.",
     "Usually temporary: ask again. If it lasts, look at their replay (pg_stat_replication on the primary), and check"
-    " that database.dsn names standbys of the database that database.state_dsn names.",
+    " that database.dsn names standbys of the database that database.state_dsn names. They may lag by a quarter of the"
+    " store's incremental_overlap.",
 )
 WALK_LOST = Problem(
     503,

@@ -253,9 +253,11 @@ class ItemsLarge(Event, frozen=True):
 
 
 class StandbyBehind(Event, frozen=True):
-    """No standby showed the beginning of a walk in time."""
+    """No standby showed the beginning of a walk in time, or a state of the primary that is young enough."""
 
     walk: int
+    lag: float
+    """How many seconds one might have been behind."""
     waited: float
 
 

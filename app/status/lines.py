@@ -196,7 +196,9 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
         f"{e.store}/{e.feed}: PostgreSQL refused to read on"
         f" {'from the start' if e.after is None else f'after id {e.after!r}'}: {e.message} (SQLSTATE {e.sqlstate})"
     ),
-    events.StandbyBehind: lambda e: f"No standby has shown the beginning of walk {e.walk} within {e.waited:g} s",
+    events.StandbyBehind: lambda e: (
+        f"Within {e.waited:g} s no standby has shown walk {e.walk} as the primary had it {e.lag:g} s ago"
+    ),
     events.IdsRepeated: _repeated,
     events.IdsMissing: _missing,
     events.ItemsLarge: lambda e: (
