@@ -197,6 +197,37 @@ def test_an_item_that_comes_back_during_the_call_shows_after_clerks_answer(outbo
     assert len(outbox.shop.items("products")) == 100
 
 
+def test_old_tombstones_of_an_item_are_swept_while_it_is_deleted_again(outbox: Outbox) -> None:
+    """A refresh that holds them and waits for whoever sends, and is waited for by him, would be a deadlock."""
+    outbox.lose(3)
+    outbox.shop.execute(
+        "insert into clerk_feed.tombstone (store, feed, item, json_id, vanished, pushed, pushed_last)"
+        " select store, feed, item, json_id, now() - interval '31 days', now() - interval '30 days', now()"
+        " - interval '30 days' from clerk_feed.tombstone where store = $1",
+        outbox.shop.name,
+    )
+    called, answer = threading.Event(), threading.Event()
+
+    async def deletes(feed: str, ids: list[Any]) -> Response:
+        called.set()
+        await asyncio.to_thread(answer.wait, 10)
+        return OK
+
+    outbox.clerk.deletes = deletes
+    with ThreadPoolExecutor(2) as threads:
+        pushed = threads.submit(outbox.push)
+        assert called.wait(10)
+        refreshed = threads.submit(outbox.shop.refresh)
+        eventually(lambda: bool(outbox.shop.database.value(
+            "select count(*) from pg_locks where locktype = 'advisory' and not granted and database ="
+            " (select oid from pg_database where datname = current_database())")))  # fmt: skip
+        answer.set()
+        assert pushed.result().deleted == 1
+        assert refreshed.result().items == 99
+    graves = "select count(*) from clerk_feed.tombstone where store = $1"
+    assert outbox.shop.database.value(graves, outbox.shop.name) == 1
+
+
 @pytest.mark.parametrize(
     "trouble",
     [

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import pytest
 
 from app.catalog.rendered import connection_for_refresh
@@ -173,6 +174,29 @@ def test_settings_are_those_of_a_transaction_and_do_not_leak(
         " where locktype = 'advisory' and granted and datname = current_database()"
     )
     assert held[0]["count"] == 0
+
+
+def test_other_clients_of_it_find_the_settings_of_the_database(
+    database: Database, bouncer: str, loop: Loop, clerk: FakeClerk, serve: Serve
+) -> None:
+    name = database.value("select current_database()")
+    database.execute(f'alter database "{name}" set synchronous_commit = off')
+    database.execute("create schema shop")
+    database.execute(PRODUCTS.replace("{s}", "shop"))
+    service = shop(bouncer, clerk, serve)
+    assert walk(service, 10) == []
+
+    async def look() -> set[str]:
+        connections = [await asyncpg.connect(bouncer, statement_cache_size=0) for _ in range(2)]
+        try:
+            for connection in connections:
+                await connection.execute("begin")  # both of its servers are in use now
+            return {await connection.fetchval("show synchronous_commit") for connection in connections}
+        finally:
+            for connection in connections:
+                connection.terminate()
+
+    assert loop.run(look()) == {"off"}
 
 
 def test_a_refresh_notices_that_the_other_machine_is_gone(bouncer: str, loop: Loop) -> None:

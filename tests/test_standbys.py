@@ -298,6 +298,23 @@ def test_what_deltas_brought_is_not_undone_by_a_standby_that_lags(pair: Pair, cl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pgbouncer", ["true", "false"])
+def test_a_standby_may_lag_a_little_although_deltas_do_not_reach_back(
+    pair: Pair, loop: Loop, clerk: FakeClerk, serve: Serve, pgbouncer: str
+) -> None:
+    fill(pair.database, 3000)
+    with closing(Database(loop, pair.standby.dsn)) as standby:
+        standby.execute("alter system set recovery_min_apply_delay = '200ms'")
+        standby.execute("select pg_reload_conf()")
+    config = pair.config(clerk, f"pgbouncer = {pgbouncer}")
+    service = serve(f'{config}incremental_overlap = "0s"\n')
+    for _ in range(2):
+        assert ids(service.get("/shop/products").lines) == list(range(1, 3001))
+        assert page(service, 1000, 0) == list(range(1, 1001))
+        assert page(service, 1000, 1000) == list(range(1001, 2001))
+
+
+@pytest.mark.slow
 def test_a_stream_does_not_go_on_from_a_standby_that_lags(pair: Pair, clerk: FakeClerk, serve: Serve) -> None:
     # More than lies in sockets, so that much is still to be read when the first items have come.
     service = serve_customers(pair, clerk, serve, count=3000, length=20_000)

@@ -81,12 +81,12 @@ class Guard:
         broken = False
         if not inexact and ending.in_parts and _grown(items, finished, settings):
             # Others may have taken the place of items that were sent, of all of them at most. Where more is gone, the
-            # feed may have broken behind its last page: then the next walk is held against what was sent.
+            # feed has broken, unless so few were accepted: perhaps behind its last page, perhaps before it.
             with suppress(Refusal):
                 counted = await self._counted(connection, source, source.count_rows)
-                broken = counted == 0 and known["accepted"] is None
-                if counted >= items / 2:
-                    items = min(items, counted)
+                allowed = known["accepted"]
+                broken = counted < items / 2 and (allowed is None or shrunk(counted, 0, allowed, settings))
+                items = min(items, counted)
         if inexact and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
             # again since the page was read, so it is never more than was sent.
@@ -106,7 +106,7 @@ class Guard:
         if not broken and not small:
             return items
         if broken:
-            detail = f"{source.feed} of {store.name} is empty now, and this walk has sent items of it."
+            detail = f"{source.feed} of {store.name} has {items} rows now, far fewer than this walk has sent."
         elif measure is None:
             detail = f"{source.feed} of {store.name}: all {invalid} rows lack required attributes."
         else:

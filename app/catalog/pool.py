@@ -102,7 +102,7 @@ class Pool:
             connect=_connect,
             min_size=1,
             max_size=settings.pool_size,
-            init=_prepare_codecs_locally if settings.pgbouncer else _prepare_codecs,
+            init=_prepare_locally if settings.pgbouncer else _prepare,
             statement_cache_size=0 if settings.pgbouncer else 100,
             reset=_keep,
             timeout=_CONNECT_SECONDS,
@@ -301,7 +301,12 @@ select set_config('transaction_timeout', '0', {local}) where current_setting('se
 """SQL that lifts the shop's own bound on transactions, since PostgreSQL 17: ours are bounded otherwise."""
 
 
-async def _prepare_codecs_locally(connection: Any) -> None:
+async def _prepare(connection: Any) -> None:
+    await connection.execute(f"{_DURABLE}; {NO_DEADLINE.format(local='false')}")
+    await _prepare_codecs(connection)
+
+
+async def _prepare_locally(connection: Any) -> None:
     # asyncpg asks for types by statements that it prepares and then runs: one transaction, or two servers.
     async with connection.transaction():
         await _prepare_codecs(connection)
@@ -311,7 +316,6 @@ async def _prepare_codecs(connection: Any) -> None:
     def codec(name: str, decoder: Callable[[Any], Any], wire: str) -> Any:
         return connection.set_type_codec(name, schema="pg_catalog", decoder=decoder, encoder=_refuse, format=wire)
 
-    await connection.execute(f"{_DURABLE}; {NO_DEADLINE.format(local='false')}")
     # As text a real 4.8 is not 4.800000190734863, and a numeric keeps its digits.
     await codec("float4", msgspec.Raw, "text")
     await codec("numeric", msgspec.Raw, "text")

@@ -368,9 +368,10 @@ class _Run:
             await connection.execute(_IS_RENDERED, store, feed)
         if self._accepted is not None:
             await connection.execute(ACCEPT, store, feed, items, None)
-        await connection.execute(_SWEEP, state.id, store, feed)
-        # Last, and for a moment: what is being deleted at Clerk right now must not come back meanwhile.
+        # Last, and for a moment: what is being deleted at Clerk right now must not come back meanwhile. Whoever sends
+        # deletions writes in tombstones once Clerk has answered.
         await connection.execute("select pg_advisory_xact_lock($1, $2)", OUTBOX_LOCK, state.id)
+        await connection.execute(_SWEEP, state.id, store, feed)
         return summary
 
     async def _rendering(self) -> Rendering:

@@ -15,6 +15,7 @@ server that went its own way after a failover never shows it.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -72,7 +73,8 @@ class Showing(Pool):
         # A server may lag by one quarter, and how far it may is asked of the primary once in another one.
         self._lag_seconds = overlap_seconds / 4
         self._least_beat = ""
-        self._least_asked: float | None = None
+        self._asked = self._shown = -math.inf
+        """When the least beat was asked for, and when a server has last shown it, by the loop's clock."""
         self._emit = emit
         self.begin = standbys.begin
         self.transactions = standbys.transactions
@@ -125,14 +127,19 @@ class Showing(Pool):
         if not self.transactions:
             return
         await self._ask_least_beat()
-        if not await self._shows(connection):
-            raise asyncpg.InterfaceError("the transaction is on a server that lags")
+        now = asyncio.get_running_loop().time()
+        if await self._soon_shows(connection, now + _ONE_SERVER_SECONDS):
+            return
+        if now > self._asked + CATCH_UP_SECONDS:
+            raise self._behind()
+        raise asyncpg.InterfaceError("the transaction is on a server that lags")
 
     async def _ask_least_beat(self) -> None:
+        # Not before the last one was shown: a server that lags more than it may would be behind each of them.
         now = asyncio.get_running_loop().time()
-        if self._least_asked is None or now > self._least_asked + self._lag_seconds:
+        if self._asked <= self._shown and now > self._asked + self._lag_seconds:
             self._least_beat = await self._primary.beat(self._mark, self._lag_seconds)
-            self._least_asked = now
+            self._asked = now
 
     def _behind(self) -> Refusal:
         self._emit(StandbyBehind(walk=self._mark.walk, lag=self._lag_seconds, waited=CATCH_UP_SECONDS))
@@ -144,7 +151,10 @@ class Showing(Pool):
         )
 
     async def _shows(self, connection: Any) -> bool:
-        return bool(await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started, self._least_beat))
+        shown = bool(await connection.fetchval(_SHOWS, self._mark.walk, self._mark.started, self._least_beat))
+        if shown:
+            self._shown = asyncio.get_running_loop().time()
+        return shown
 
     async def _soon_shows(self, connection: Any, deadline: float) -> bool:
         pause = _POLL_SECONDS
