@@ -46,8 +46,8 @@ from app.upkeep import Upkeep, worries
 _SWEEP_SECONDS = 600.0
 _NOTE_SERVED_SECONDS = 5.0
 _DELETE_SECONDS = 30.0
-_CANCEL_SECONDS = 5.0
 """For one call of Clerk's that deletes; nobody waits for it."""
+_CANCEL_SECONDS = 5.0
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 """RFC 6797: who was here by HTTPS once does not ask by plain HTTP again. Where a proxy ends TLS, it is the proxy's."""
 

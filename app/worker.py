@@ -50,11 +50,15 @@ def main() -> None:
         # Rows become garbage by the ten thousand and in no cycles: collecting often finds nothing, for 10 % of a
         # page's time.
         gc.set_threshold(50_000, 20, 100)
+        status = 0
         try:
-            uvloop.run(_serve(settings, orders, parent))
+            asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(settings, orders, parent))
         except (StartError, SchemaError) as error:
             _tell(parent, Unable(str(error)))
-            sys.exit(1)
+            status = 1
+        # uvloop (0.23) may wait for ever while it closes its loop, one time in a hundred. Nothing is left to be closed.
+        sys.stdout.flush()
+        os._exit(status)
 
 
 async def _serve(settings: Settings, orders: Orders, parent: socket.socket) -> None:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -375,16 +375,15 @@ verify_url = {json.dumps(verify_url)}
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Starts services of the test's own."""
-    running: list[Running] = []
+    numbers = itertools.count()
+    with ExitStack() as running:
 
-    def start(config: str, **options: Any) -> Running:
-        service = start_service(tmp_path / f"service{len(running)}", config, **options)
-        running.append(service)
-        return service
+        def start(config: str, **options: Any) -> Running:
+            service = start_service(tmp_path / f"service{next(numbers)}", config, **options)
+            running.callback(service.stop)
+            return service
 
-    yield start
-    for service in running:
-        service.stop()
+        yield start
 
 
 STORES = 500

@@ -586,6 +586,42 @@ def test_a_join_without_an_index_is_told_with_the_statement_that_makes_it(shop: 
     assert shop.found() == {}
 
 
+ZONED = """
+create table {s}.changed (id int primary key, email text default 'a@shop.example', at timestamp);
+insert into {s}.changed (id, at) select n, '2026-03-01' from generate_series(1, 20) as n;
+create view {s}.customers as select id, email, %s as modified_at from {s}.changed
+"""
+
+
+@pytest.fixture
+def shop_of_new_york(create_database: Callable[[], Database], tmp_path: Path) -> Schema:
+    database = create_database()
+    name = database.value("select current_database()")
+    database.execute(f"alter database \"{name}\" set timezone = 'America/New_York'")
+    database.execute("create schema shop")
+    return Schema("shop", database, database.dsn, tmp_path / "feed.toml")
+
+
+@pytest.mark.parametrize("moment", ["at", "at::timestamptz"])
+def test_a_time_that_is_read_in_another_zone_than_it_was_written_is_told(shop_of_new_york: Schema, moment: str) -> None:
+    shop_of_new_york.execute(ZONED % moment)
+    found = shop_of_new_york.found()["modified-at-zone"]
+    assert "America/New_York" in found["what"]
+    assert "at time zone 'America/New_York'" in found["cure"]
+    shop_of_new_york.execute("drop view {s}.customers; drop table {s}.changed")
+    shop_of_new_york.execute(ZONED % "at at time zone 'America/New_York'")
+    assert "modified-at-zone" not in shop_of_new_york.found()
+
+
+def test_a_time_of_change_that_is_the_moment_of_asking_is_told(schema: Schema) -> None:
+    schema.execute(ZONED % "coalesce(case when id > 2 then '2026-01-01'::timestamptz end, now())")
+    found = schema.found()["modified-at-moving"]
+    assert (found["severity"], found["count"], sorted(found["examples"])) == ("error", 2, ["1", "2"])
+    schema.execute("drop view {s}.customers; drop table {s}.changed")
+    schema.execute(ZONED % "case when id > 2 then '2026-01-01'::timestamptz end")
+    assert "modified-at-moving" not in schema.found("--scan")
+
+
 def test_what_a_sync_of_changes_can_not_know_is_a_note(shop: Schema) -> None:
     assert "full sync" in shop.notes()["deltas-without-deletions"]["cure"]
     shop.execute("alter table {s}.products drop column modified_at")

@@ -83,9 +83,11 @@ class Guard:
             # Others may have taken the place of items that were sent, of all of them at most. Where more is gone, the
             # feed has broken, unless so few were accepted: perhaps behind its last page, perhaps before it.
             with suppress(Refusal):
-                counted = await self._counted(connection, source, source.count_rows)
-                allowed = known["accepted"]
-                broken = counted < items / 2 and (allowed is None or shrunk(counted, 0, allowed, settings))
+                counted = await self._counted_soon(connection, source, most=items)
+                if counted is None:
+                    counted = await self._counted(connection, source, source.count_rows)
+                allowed = items if known["accepted"] is None else known["accepted"]
+                broken = counted < items / 2 and shrunk(counted, 0, allowed, settings)
                 items = min(items, counted)
         if inexact and not shrunk(items, invalid, measure, settings):
             # Items may have been sent twice, and then offsets overstate: count them. The feed may have been filled
@@ -106,7 +108,7 @@ class Guard:
         if not broken and not small:
             return items
         if broken:
-            detail = f"{source.feed} of {store.name} has {items} rows now, far fewer than this walk has sent."
+            detail = f"{source.feed} of {store.name} has {items} items now, far fewer than this walk has sent."
         elif measure is None:
             detail = f"{source.feed} of {store.name}: all {invalid} rows lack required attributes."
         else:

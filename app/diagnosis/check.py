@@ -19,6 +19,7 @@ from app.diagnosis.database import Server, server, server_findings, state_findin
 from app.diagnosis.findings import Finding, by_severity, error, note, placed, warning
 from app.diagnosis.items import Attribute
 from app.diagnosis.keys import key_findings
+from app.diagnosis.moments import moment_findings, own_zone
 from app.diagnosis.plans import estimated_rows, plan_findings
 from app.diagnosis.refreshes import refresh_findings
 from app.diagnosis.scan import SAMPLE_ITEMS, Scan
@@ -221,8 +222,13 @@ class Check:
             feed.rows_estimated = await estimated_rows(connection, source)
             return []
 
+        async def moments(connection: Any) -> list[Finding]:
+            return await moment_findings(connection, source, await own_zone(self._dsn), thorough=self._scan)
+
         feed.findings += await self._asked(pool, estimate)
         feed.findings += await self._asked(pool, lambda c: key_findings(c, source, thorough=self._scan))
+        if source.has_modified_at:
+            feed.findings += await self._asked(pool, moments)
         if feed.rendered:
             store = self._settings.stores[feed.store]
             feed.findings += await self._asked(pool, lambda c: refresh_findings(c, store, feed.feed))

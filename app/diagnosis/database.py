@@ -139,7 +139,8 @@ def state_findings(facts: Server) -> list[Finding]:
                 error(
                     "schema-newer",
                     f"The schema clerk_feed is at migration {facts.migration}; this version knows up to {newest}.",
-                    "Run the newer version again, or drop the schema: it holds no data of the shop.",
+                    "Run the newer version again, or drop the schema: it holds no data of the shop, but how large its"
+                    " feeds were, so that nothing holds back a broken one until the next full sync has ended.",
                 )
             ]
         return []
