@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from app.access.client import address_of
 from app.access.gate import Gate
 from app.catalog.ahead import Ahead, Place
-from app.catalog.bookmarks import Bookmark, Bookmarks, Page
+from app.catalog.bookmarks import KEPT_HOURS, Bookmark, Bookmarks, Page
 from app.catalog.guard import Ending, Guard
 from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Reader
 from app.catalog.small_pages import MOST_ROWS as SMALL_ROWS
@@ -95,15 +95,11 @@ class FeedEndpoint:
                 answer.ends = False
             return SingleFile(store, answers, self._catalog.bookmarks, tally, created=int(time.time()))
         feed, suffix = _named(request.path_params["feed"])
-        wanted = protocol.parse(
-            query,
-            suffix=suffix,
-            accept=request.headers.get("accept", ""),
-            now=time.time(),
-            unit=store.modified_after_unit,
-        )
+        asked = time.time()
+        accept = request.headers.get("accept", "")
+        wanted = protocol.parse(query, suffix=suffix, accept=accept, now=asked, unit=store.modified_after_unit)
         source = await self._catalog.sources.of(store, feed)
-        answer = Answer(store, source, wanted, self._catalog, self._emit, tally, caller)
+        answer = Answer(store, source, wanted, self._catalog, self._emit, tally, caller, asked)
         answer.writes = writes
         return answer
 
@@ -142,7 +138,9 @@ class Answer:
         emit: Emit,
         tally: Tally | None = None,
         caller: str = "",
+        asked: float | None = None,
     ) -> None:
+        """`asked`: when it was asked for, in unix seconds, as `wanted` was reckoned by; now unless given."""
         self.store = store
         self._source = source
         self._wanted = wanted
@@ -151,6 +149,9 @@ class Answer:
         self._caller = caller
         self._incremental = wanted.modified_after is not None
         """Which bookmarks it goes by: what was asked for. Where nothing says what changed, it is read in full."""
+        self._asked = time.time() if asked is None else asked
+        self.began = self._asked
+        """When the walk began that it is a page of, where that is a delta."""
         self._since = self._changed_since()
         self._repeated = False
         self._next: str | None = None
@@ -297,7 +298,7 @@ class Answer:
                 whole = wanted.limit is None
                 self._walk = await self._catalog.bookmarks.begin(source, whole=whole, caller=self._caller)
                 self.tally.walk = self._walk.walk
-            return Span(since=self._since, mark=self._walk), None, True
+            return Span(since=self._since, began=self.began, mark=self._walk), None, True
         since, limit = wanted.modified_after, wanted.limit or 0
         start = await self._catalog.bookmarks.find(source, wanted.offset, limit, since=since)
         if start is None:
@@ -309,12 +310,14 @@ class Answer:
         self.tally.walk, self.tally.found = start.walk, start.rank
         if start.position is None:
             return None, start, True
+        # Where that was not noted: begun too early, it only sends more.
+        self.began = self._asked - _MOST_SECONDS if start.began is None else start.began
         # "Hours back" are reckoned from each page's own now: what was to come when the delta began still is.
-        since = self._changed_since(start.seconds)
+        since = self._changed_since(self._asked - self.began)
         mark = None
         if not self._incremental and self._catalog.reader.reads_standbys:
             mark = await self._catalog.bookmarks.newest_walk(source)
-        return Span(start.position, since, mark=mark), start, True
+        return Span(start.position, since, self.began, mark=mark), start, True
 
     async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
         """Guard the end of a walk, leave the bookmark of the next page, and remember the key for the Link header."""
@@ -363,6 +366,7 @@ class Answer:
                 self._since is not None,
                 self._repeated,
                 wanted.modified_after,
+                self.began if incremental else None,
             )
             await self._record(start, page, incremental=incremental)
         if self._since is not None and not again and self.writes:
@@ -426,7 +430,9 @@ class Answer:
                 self._emit(NoModifiedAt(store=self.store.name, feed=self._source.feed))
             return None
         # It is kept as it was asked for: the pages of a delta are known by it.
-        since = min(since, time.time()) - self.store.incremental_overlap.seconds - seconds_ago
+        # Clocks differ, and are set.
+        seconds_ago = min(max(seconds_ago, 0.0), _MOST_SECONDS)
+        since = min(since, self._asked) - self.store.incremental_overlap.seconds - seconds_ago
         until = self._source.rendered_until
         if until is not None and since <= until.left_behind:
             return min(since, max(until.last_before(since) - self.store.incremental_overlap.seconds, 0.0))
@@ -530,6 +536,8 @@ _HELD_BACK = len(b"}\n")
 """Bytes of a chunk that go out with the next one. A proxy that speaks HTTP/1.0 to the proxy before us takes a cut for
 the end; so whatever is cut off ends within an item, and can't be read."""
 _WHOLE_FILE = FeedRequest(format="json")
+_MOST_SECONDS = KEPT_HOURS * 3600
+"""The age of a delta whose bookmarks are still there."""
 
 
 def _stream(store: Store, feed: str, tally: Tally) -> Stream:

@@ -9,10 +9,12 @@ Keys are spoken of by rank: their place in the order PostgreSQL gives all keys o
 
 import asyncio
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
+from math import inf
 from typing import Any, ClassVar, cast
 
 from hypothesis import HealthCheck, Phase, settings
@@ -44,6 +46,8 @@ KEYS = 48
 _EPOCH = 1_767_225_600.0  # 2026-01-01: the instant 0 of the machine's clock
 _TICK = 0.25  # seconds; exact in binary
 _LIMITS = (3, 2, 4, 6, 9)
+_SKEWS = (0, -2, 2)
+"""How many ticks the clock of each process is ahead."""
 
 INTEGERS: list[int | str] = [-(2**63), -(2**31) - 1, -1, *range(KEYS - 5), 2**31, 2**63 - 1]
 _ODD = [
@@ -123,19 +127,24 @@ class Process:
         self._catalog = Catalog(self.sources, self._reader, found, small_pages, self._ahead, self._guard)
 
     async def page(self, store: Store, wanted: FeedRequest) -> bytes:
+        """The answer to what is asked for now."""
+        return (await self.page_of_walk(store, wanted, asked=time.time()))[0]
+
+    async def page_of_walk(self, store: Store, wanted: FeedRequest, *, asked: float) -> tuple[bytes, float]:
+        """The same, and when its walk began as far as the process knows."""
         tally = Tally()
         source = await self.sources.of(store, FEED)
-        answer = Answer(store, source, wanted, self._catalog, self.events.append, tally)
+        answer = Answer(store, source, wanted, self._catalog, self.events.append, tally, asked=asked)
         try:
             page = b"".join([chunk async for chunk in answer.chunks()])
         except Refusal as refusal:
             if refusal.problem is not OFFSET_LOST or not self._ends_by_counting:
                 raise
-            return b"[]" if wanted.format == "json" else b""
+            return b"[]" if wanted.format == "json" else b"", answer.began
         answer.sent()
         # What is read ahead is as old as it can be when it is asked for.
         await self._ahead.settled()
-        return page
+        return page, answer.began
 
     async def close(self) -> None:
         await self._ahead.close()
@@ -345,12 +354,17 @@ class Table:
             return True
         return self.until.get((rank, version), -1) >= since
 
-    def place(self, rank: int, *, incremental: bool) -> tuple[int, int]:
-        """Where an item comes in a walk."""
-        item = self.items.get(rank) if incremental else None
-        if item is None:
+    def place(self, rank: int, *, began: float | None) -> tuple[float, int]:
+        """Where an item comes in a full walk, or in an incremental one that began then."""
+        item = self.items.get(rank)
+        if began is None or item is None or not item.dated:
             return (0, self._position[rank])
-        return (item.changed if incremental and item.dated else 0, self._position[rank])
+        return (item.changed if _moment(item.changed) <= began else inf, self._position[rank])
+
+
+def _moment(clock: float) -> float:
+    """What the machine's clock says, in unix seconds."""
+    return _EPOCH + clock * _TICK
 
 
 @dataclass
@@ -456,6 +470,10 @@ class Walks(RuleBasedStateMachine):
     def insert_or_update(self, rank: int, count: int, step: int, undated: bool) -> None:
         self.put(list(range(rank, KEYS, step))[:count], dated=not undated)
 
+    @rule()
+    def touch_everything(self) -> None:
+        self.put(list(self.catalog.items))
+
     @rule(rank=st.integers(0, KEYS - 1), count=st.integers(1, 6))
     def delete(self, rank: int, count: int) -> None:
         self.drop(range(rank, rank + count))
@@ -533,7 +551,7 @@ class Walks(RuleBasedStateMachine):
             format=importer.format,
             limit=importer.limit,
             offset=importer.offset,
-            modified_after=_EPOCH + importer.since * _TICK if importer.incremental else None,
+            modified_after=_moment(importer.since) if importer.incremental else None,
         )
 
     def receive(self, importer: Importer, process: int) -> bool:
@@ -550,14 +568,14 @@ class Walks(RuleBasedStateMachine):
             importer.asked = page if importer.offset else None  # a walk whose first answer is lost simply begins anew
 
     def _receive_together(self, importers: list[Importer], process: int) -> None:
-        async def all_of_them() -> list[bytes | None]:
+        async def all_of_them() -> list[tuple[bytes, float] | None]:
             asking = (self._ask(importer, process + number) for number, importer in enumerate(importers))
             return await asyncio.gather(*asking)
 
-        bodies = self.world.loop.run(all_of_them())
-        for importer, body in zip(importers, bodies, strict=True):
-            if body is not None:
-                self._take(importer, self._checked(importer, body))
+        answers = self.world.loop.run(all_of_them())
+        for importer, answer in zip(importers, answers, strict=True):
+            if answer is not None:
+                self._take(importer, self._checked(importer, *answer))
 
     def finish(self, importer: Importer, process: int) -> None:
         """To the end of a walk, or until one page of it is refused."""
@@ -570,12 +588,12 @@ class Walks(RuleBasedStateMachine):
         importer.walking = False
         importer.asked = None
 
-    def _process(self, number: int) -> Process:
-        return self.world.processes[number % PROCESSES]
-
-    async def _ask(self, importer: Importer, process: int) -> bytes | None:
+    async def _ask(self, importer: Importer, process: int) -> tuple[bytes, float] | None:
+        number = process % PROCESSES
+        # Later than all that has changed, and earlier than what will: but for the clocks.
+        asked = _moment(self.catalog.clock + 0.5 + _SKEWS[number])
         try:
-            return await self._process(process).page(self.store, self._wanted(importer))
+            return await self.world.processes[number].page_of_walk(self.store, self._wanted(importer), asked=asked)
         except Refusal as refusal:
             # Of several, one whose own page can't be told from theirs is refused its end: with another limit, or when
             # it asks for an empty page again. Nothing is lost by it.
@@ -588,8 +606,8 @@ class Walks(RuleBasedStateMachine):
             return None
 
     def _asked(self, importer: Importer, process: int) -> Page | None:
-        body = self.world.loop.run(self._ask(importer, process))
-        return None if body is None else self._checked(importer, body)
+        answer = self.world.loop.run(self._ask(importer, process))
+        return None if answer is None else self._checked(importer, *answer)
 
     def _take(self, importer: Importer, page: Page) -> None:
         """An answer arrived."""
@@ -607,10 +625,14 @@ class Walks(RuleBasedStateMachine):
             importer.offset += importer.limit
 
     def put(self, ranks: list[int], *, dated: bool = True, valid: bool = True) -> None:
+        # An item that is dated no more may pass behind the place that a delta has come to. What is touched does not.
+        undated = [rank for rank in ranks if not dated and (item := self.catalog.items.get(rank)) and item.dated]
         self.catalog.put(ranks, dated=dated, valid=valid)
         for importer in self.importers:
-            if importer.incremental or not valid:
+            if not valid:
                 importer.must.difference_update(ranks)
+            elif importer.incremental:
+                importer.must.difference_update(undated)
 
     def drop(self, ranks: Iterable[int]) -> None:
         gone = list(ranks)
@@ -620,8 +642,8 @@ class Walks(RuleBasedStateMachine):
 
     # What is promised
 
-    def _checked(self, importer: Importer, body: bytes) -> Page:
-        """The page of a body, which is what it must be."""
+    def _checked(self, importer: Importer, body: bytes, began: float) -> Page:
+        """The page of a body, which is what it must be; `began`: when its walk did."""
         items = self._items(importer.format, body)
         ranks = [self.catalog.rank_of[item["id"]] for item in items]
         where = f"offset {importer.offset}, limit {importer.limit}: {ranks}"
@@ -634,12 +656,14 @@ class Walks(RuleBasedStateMachine):
                 held = self.catalog.items.get(rank)
                 self._violated(Malformed, f"{where}: {item} is not what the catalog holds, {held}")
         versions = {rank: item["version"] for item, rank in zip(items, ranks, strict=True)}
-        places = [self.catalog.place(rank, incremental=importer.incremental) for rank in ranks]
+        place = partial(self.catalog.place, began=began if importer.incremental else None)
+        places = [place(rank) for rank in ranks]
         # A page may have been read ahead, in the order of before.
         if importer.began > self.catalog.reordered and any(one >= next for one, next in pairwise(places)):
             self._violated(Malformed, f"{where}: out of order, {places}")
-        # What a bookmark at offset K points behind is the Kth place at least, so no walk comes beyond all places.
-        most = self.catalog.places if importer.incremental else KEYS
+        # What a bookmark at offset K points behind is the Kth place at least, so no walk comes beyond all places. In an
+        # incremental one each item has one more, for when it changes after that began.
+        most = self.catalog.places + KEYS if importer.incremental else KEYS
         if ranks and importer.offset + len(ranks) > most:
             self._violated(Endless, f"{where}: there were {most} places only")
         if self.counted_pages_are_wrong:
@@ -647,7 +671,7 @@ class Walks(RuleBasedStateMachine):
                 if any(isinstance(event, OffsetUnknown) for event in process.events):
                     self._violated(Uncounted, where)
         if importer.asked is not None:
-            self._check_start(importer, importer.asked, ranks)
+            self._check_start(importer, importer.asked, ranks, place)
         importer.edges = ranks or importer.edges
         return Page(importer.offset, ranks, self.catalog.clock, versions)
 
@@ -663,7 +687,9 @@ class Walks(RuleBasedStateMachine):
             self._violated(Malformed, f"no whole {format}: {body!r}")
             raise
 
-    def _check_start(self, importer: Importer, lost: Page, ranks: list[int]) -> None:
+    def _check_start(
+        self, importer: Importer, lost: Page, ranks: list[int], place: Callable[[int], tuple[float, int]]
+    ) -> None:
         """A page asked for again starts where the lost answer did, as what both hold must show.
 
         What came since the walk began may be missing: another process may have read the page ahead, before that.
@@ -672,12 +698,14 @@ class Walks(RuleBasedStateMachine):
 
         def is_old(rank: int) -> bool:
             item = self.catalog.items.get(rank)
-            return item is not None and item.valid and item.changed <= known
+            if item is None or not item.valid or item.changed > known:
+                return False
+            # What it did not ask for may be on the page of one process, and by the clock of another it is not.
+            return not (importer.incremental and item.dated and item.changed < importer.since)
 
         def is_there(rank: int) -> bool:
             return rank in importer.sent and importer.index.get(rank) == self.catalog.items[rank].changed
 
-        place = partial(self.catalog.place, incremental=importer.incremental)
         kept = [place(rank) for rank in lost.ranks if is_old(rank)]
         # The lost answer may have begun at a bookmark that has become old since, and held what was sent before.
         due = [place(rank) for rank in lost.ranks if is_old(rank) and not is_there(rank)]

@@ -5,6 +5,7 @@ MODEL_EXAMPLES says how many orders are tried, 100 unless given.
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from tests.model import (
     Alone,
     AloneWithRetries,
     Disturbances,
+    Endless,
     Importer,
     Lost,
     Malformed,
@@ -168,6 +170,30 @@ class NeverPast(Bookmarks):
             await connection.execute("update clerk_feed.bookmark set past = false, ended = null")
 
 
+class NewestBeginning(Bookmarks):
+    """Of several deltas at an offset the one that began last says when whoever asks began."""
+
+    async def find(self, source: Source, offset: int, limit: int, *, since: float | None) -> Bookmark | None:
+        found = await super().find(source, offset, limit, since=since)
+        if found is None or since is None:
+            return found
+        async with self._pool.connection() as connection:
+            began = await connection.fetchval(
+                "select extract(epoch from max(began))::float8 from clerk_feed.bookmark"
+                " where incremental and at = $1 and not past",
+                offset,
+            )
+        return msgspec.structs.replace(found, began=began or found.began)
+
+
+class AlwaysBeginning(Bookmarks):
+    """Each page of a delta takes what has changed up to now for what had changed when the delta began."""
+
+    async def find(self, source: Source, offset: int, limit: int, *, since: float | None) -> Bookmark | None:
+        found = await super().find(source, offset, limit, since=since)
+        return found and msgspec.structs.replace(found, began=math.inf)
+
+
 class Unnumbered(Bookmarks):
     """A page that was read ahead is good for whoever starts where it starts."""
 
@@ -211,6 +237,8 @@ def finds(*promises: type[Violation]) -> Iterator[None]:
         (Disturbances, Remembered),
         (Disturbances, HighestKey),
         (Disturbances, Hasty),
+        (Disturbances, NewestBeginning),
+        (Disturbances, AlwaysBeginning),
     ],
 )
 def test_items_are_lost(world: World, machine: type[Walks], bookmarks: type[Bookmarks]) -> None:
@@ -991,6 +1019,23 @@ def test_a_delta_is_known_by_the_moment_it_names(world: World, bookmarks: type[B
         scene.let_pass("5 minutes")
         scene.finish(importer, 0)
         assert number == 0 or sorted(importer.sent) == changed
+
+
+@pytest.mark.parametrize(
+    "bookmarks",
+    [Bookmarks, pytest.param(AlwaysBeginning, marks=pytest.mark.xfail(raises=Endless, strict=True))],
+)
+def test_a_delta_ends_although_everything_is_touched_between_its_pages(
+    world: World, bookmarks: type[Bookmarks]
+) -> None:
+    scene = Scene(world, bookmarks)
+    scene.shop("ints", first=5, count=20, step=1, undated=False)
+    importer = scene.importers[0]
+    importer.incremental = True
+    while scene.receive(importer, 0) and importer.walking:
+        scene.touch_everything()
+        if len(importer.sent) > 2 * 20:
+            raise Endless(f"sent {importer.sent}")
 
 
 class Waiting(Bookmarks):

@@ -63,8 +63,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     """Whose it is, where that can be told: that of all bookmarks at its offset that an importer may be at."""
     led: bool = True
     """Whether the pages before have led whoever asks here, from offset 0 on."""
-    seconds: float = 0.0
-    """How long ago the delta that led to it may have begun."""
+    began: float | None = None
+    """When the delta that led to it may have begun, in unix seconds; None where that was not noted."""
     holds: int | None = None
     """How many items whoever asks has been sent at least, up to where the page begins; None where that is not known.
     Where items were sent twice it is fewer than the offset says."""
@@ -90,6 +90,8 @@ class Page(msgspec.Struct, frozen=True):
     """Whether it holds an id twice."""
     since: float | None = None
     """The modified_after of a delta, in unix seconds."""
+    began: float | None = None
+    """When the delta began, in unix seconds, by the clock of who served its first page."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -146,7 +148,7 @@ class Bookmarks:
             row["repeated"],
             row["trail"],
             row["led"],
-            row["seconds"] or 0.0,
+            row["began"],
             holds,
         )
 
@@ -227,7 +229,7 @@ class Bookmarks:
                 page.repeated or (start is not None and start.repeated),
                 start is None or start.led,
                 seconds,
-                seconds + (start.seconds if start else 0.0) if incremental else None,
+                page.began,
                 page.since,
                 _holds(start, page),
             )
@@ -458,14 +460,7 @@ select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
   {LED.format(limit="$6::int8")} as led,
   (select b.key from b where b.standing = c.standing order by b.id desc limit 1) as own_key,
   (select b.holds from b where b.standing = c.standing order by b.id desc limit 1) as own_holds,
-  (
-    -- The clock may have been set back.
-    select greatest(
-      extract(epoch from now() - greatest(min(b.began), now() - interval '{KEPT_HOURS} hours')), 0
-    )::float8
-    from b
-    where b.standing = c.standing
-  ) as seconds,
+  (select extract(epoch from min(b.began))::float8 from b where b.standing = c.standing) as began,
   case
     when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4", since="$7::float8")})
   end as walks_lost,
@@ -528,7 +523,7 @@ insert into clerk_feed.bookmark
 select
   coalesce((select id from gone_on), (select id from begun)),
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, $13, $18, $19,
-  coalesce($9::int8, nextval('clerk_feed.trail')), now() - make_interval(secs => $21::float8), $22,
+  coalesce($9::int8, nextval('clerk_feed.trail')), to_timestamp($21::float8), $22,
   case when {_ENDS} then now() end, $23
 returning walk, id
 """  # noqa: S608 (only our own text is put in)

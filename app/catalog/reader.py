@@ -169,7 +169,7 @@ class Reader:
         self, pool: Pool, store: Store, source: Source, part: Part, left: int | None, *, interrupted: bool
     ) -> AsyncGenerator[tuple[Batch, Part], None]:
         """The batches of a part, each with what is left of the part after it."""
-        if source.rendered and part.order in ("key", "dated"):
+        if source.rendered and part.order in ("key", "dated", "late"):
             async with aclosing(self._lines(pool, source, part, left)) as chunks:
                 async for chunk in chunks:
                     yield chunk
@@ -224,10 +224,9 @@ class Reader:
                 raise RelationChangedError(str(source.relation))
         if not rows:
             return None
-        lines, last = Lines.of([row[0] for row in rows]), rows[-1]
+        lines = Lines.of([row[0] for row in rows])
         self.seen(source, len(rows), len(lines.body))
-        position = Position(str(last[1]), last[2] if part.dated_key else None)
-        return Batch(lines, [], position, source, beyond=True)  # its ids are unique
+        return Batch(lines, [], part.position(rows), source, beyond=True)  # its ids are unique
 
     def _sorted(
         self, store: Store, source: Source, rows: Sequence[Any], part: Part, left: int | None
@@ -244,7 +243,7 @@ class Reader:
             rows, beyond = rows[:end], rows[end] if end < len(rows) else None
             items = items.first(left)
         # Of one id dated differently each is behind the other's edge: none is skipped.
-        at_edge = beyond is not None and (not part.dated_key or beyond[-1] == rows[-1][-1])
+        at_edge = beyond is not None and (part.by_id or beyond[-1] == rows[-1][-1])
         repeated = report_repeated(self._emit, source, rows, beyond if at_edge else None)
         if items.invalid:
             found = tuple((item.id, item.missing) for item in items.invalid)
@@ -263,7 +262,7 @@ class Reader:
     async def _look_at_edge(self, pool: Pool, source: Source, part: Part) -> None:
         """Report the last id where another row has it: reading goes on behind it. A failure is nobody's loss."""
         assert part.after is not None  # noqa: S101 (for mypy: there is no edge before the first row)
-        sql, arguments = edge_statement(source, part.after, dated=part.dated_key)
+        sql, arguments = edge_statement(source, part, part.after)
         with suppress(*LOST, asyncpg.PostgresError, Refusal):
             async with pool.connection() as connection:
                 rows = await connection.fetch(sql, *arguments)

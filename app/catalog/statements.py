@@ -1,5 +1,6 @@
 """The SQL that reads parts of a source, in order, behind a place."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -8,16 +9,24 @@ import msgspec
 from app.catalog.source import Source
 from app.catalog.standbys import Mark
 
+_LATE = "infinity"
+
 
 class Position(msgspec.Struct, frozen=True):
     """A place in the order of a walk: behind the item with this key.
 
-    Incremental walks go by (modified_at, id), with items without a modified_at first.
+    Incremental walks go by (modified_at, id), with items without a modified_at first, and by the id alone where they
+    come to those that changed after they began: these have no moment but the last.
     """
 
     key: str
     modified_at: str | None = None
     """As PostgreSQL writes a timestamptz, microseconds included; None in full walks and for undated items."""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it lies among the items that changed after the walk began."""
+        return self.modified_at == _LATE
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -26,6 +35,8 @@ class Span(msgspec.Struct, frozen=True):
     after: Position | None = None
     since: float | None = None
     """Unix seconds; makes the read incremental."""
+    began: float = math.inf
+    """When the incremental walk began, in unix seconds: what changed later comes at its end."""
     skip: int = 0
     """Rows to count off first: the plain OFFSET of a page that belongs to no walk."""
     from_client: bool = False
@@ -37,13 +48,16 @@ class Span(msgspec.Struct, frozen=True):
 class Part(msgspec.Struct, frozen=True):
     """A run of rows in one order.
 
-    A full walk is one part. An incremental one is two, the undated items and the dated ones, so that an index on
-    (modified_at, id) serves both. A page found by counting takes both at once: it sorts anyway.
+    A full walk is one part. An incremental one is three: the undated items; the dated ones of before it began, by
+    (modified_at, id); and the later ones, by the id. An index on (modified_at, id) serves the first two, and finds the
+    third. Each is finite, whatever changes meanwhile: what is touched before its turn comes later, in the third, and
+    what is touched there keeps its place. A page found by counting takes all at once: it sorts anyway.
     """
 
-    order: Literal["key", "undated", "dated", "counted"]
+    order: Literal["key", "undated", "dated", "late", "counted"]
     after: Position | None = None
     since: float | None = None
+    began: float = math.inf
     skip: int = 0
     from_client: bool = False
     with_ties: bool = False
@@ -53,6 +67,11 @@ class Part(msgspec.Struct, frozen=True):
     def dated_key(self) -> bool:
         return self.order != "key"
 
+    @property
+    def by_id(self) -> bool:
+        """Whether its order is that of the ids, whatever their moments are."""
+        return self.order in ("key", "late")
+
     def behind(self, rows: Sequence[Any]) -> "Part":
         """What is left of the part after these rows."""
         return msgspec.structs.replace(self, after=self.position(rows), skip=0, with_ties=False)
@@ -60,6 +79,8 @@ class Part(msgspec.Struct, frozen=True):
     def position(self, rows: Sequence[Any]) -> Position:
         """Behind the last of these rows."""
         last = rows[-1]
+        if self.order == "late":
+            return Position(str(last[1]), _LATE)
         return Position(str(last[1]), last[-1] if self.dated_key else None)
 
 
@@ -70,10 +91,14 @@ def parts_of(span: Span, *, all_dated: bool = False) -> list[Part]:
         return [Part("key", after, skip=span.skip, from_client=span.from_client)]
     if span.skip:
         return [Part("counted", since=span.since, skip=span.skip)]
+    late = Part("late", began=span.began)
+    if after is not None and after.is_late:
+        return [msgspec.structs.replace(late, after=after)]
     if after is not None and after.modified_at is not None:
-        return [Part("dated", after, span.since)]
-    dated = Part("dated", since=span.since)
-    return [dated] if all_dated else [Part("undated", after), dated]
+        # It may lie behind `began` by the bookmark of another walk: then nothing is left of the dated ones.
+        return [Part("dated", after, span.since, span.began), late]
+    dated = Part("dated", since=span.since, began=span.began)
+    return [dated, late] if all_dated else [Part("undated", after), dated, late]
 
 
 def statement_behind(source: Source, after: Position, since: float | None, limit: int) -> tuple[str, list[Any]]:
@@ -84,11 +109,12 @@ def statement_behind(source: Source, after: Position, since: float | None, limit
 def statement(source: Source, part: Part, limit: int | None) -> tuple[str, list[Any]]:
     """The SQL that reads a part, and its arguments.
 
-    LIMIT is written out, because as a parameter the planner would take it for a tenth of the table.
+    LIMIT is written out, because as a parameter the planner would take it for a tenth of the table; and so is when a
+    walk began, for of unknown moments the planner takes a third of the table to be later.
     """
     which = _Which(source, part)
     select = source.select if part.order == "key" else source.select_dated
-    if source.lines and part.order in ("key", "dated"):
+    if source.lines and part.order in ("key", "dated", "late"):
         select = source.lines_dated if part.dated_key else source.lines
     sql = f"where {which.where}\norder by {which.order}"
     if limit is not None:
@@ -116,16 +142,20 @@ class _Which:
         self.arguments: list[Any] = []
         self._source = source
         after, id = part.after, source.key.column
-        self.order = id if part.order == "key" else f's."modified_at", {id}'
+        self.order = id if part.by_id else f's."modified_at", {id}'
         present = 's."id" is not null'
-        if after is not None and after.modified_at is not None:
-            self.where = f"{self._behind(part, after)} and {present}"
-        elif part.order == "key":
+        if part.order == "key":
             self.where = self._behind(part, after) if after else present
         elif part.order == "undated":
             self.where = 's."modified_at" is null and ' + (self._behind(part, after) if after else present)
         elif part.order == "dated":
-            self.where = f"{self._recent(part.since)} and {present}"
+            self.where = self._behind(part, after) if after else self._recent(part.since)
+            if part.began != math.inf:
+                self.where += f' and s."modified_at" <= {_moment(part.began)}'
+            self.where += f" and {present}"
+        elif part.order == "late":
+            self.where = f's."modified_at" > {_moment(part.began)} and '
+            self.where += self._behind(part, after) if after else present
         else:
             undated = 's."modified_at" is null' + (f" and {self._behind(part, after)}" if after else "")
             self.where = f"({undated} or {self._recent(part.since)}) and {present}"
@@ -145,7 +175,7 @@ class _Which:
         """The rows on one side of a place."""
         id, compared = self._source.key.column, self._source.key.compared(operator)
         key = f"{self.argument(_key_argument(self._source, of.key))}::{_key_cast(self._source)}"
-        if of.modified_at is None:
+        if of.modified_at is None or of.is_late:
             return f"{id} {compared} {key}"
         moment = f"{self.argument(of.modified_at)}::text::timestamptz"
         if compared == operator:
@@ -169,14 +199,19 @@ def overlap_statement(source: Source, after: str, until: str | None) -> tuple[st
     return f"select count(*) from {source.origin} where {which} and {source.valid}", arguments  # noqa: S608 (quoted)
 
 
-def edge_statement(source: Source, after: Position, *, dated: bool) -> tuple[str, list[Any]]:
-    """The SQL for the ids of the rows that share a place in the order: two at most."""
+def edge_statement(source: Source, part: Part, after: Position) -> tuple[str, list[Any]]:
+    """The SQL for the ids of the rows that share a place in the order of a part: two at most."""
     sql = f'select {_shown_id(source)} from {source.relation} as s\nwhere s."id" = $1::{_key_cast(source)}'  # noqa: S608
     arguments = [_key_argument(source, after.key)]
-    if dated:
+    if not part.by_id:
         sql += ' and s."modified_at" is not distinct from $2::text::timestamptz'
         arguments.append(after.modified_at)
     return sql + "\nlimit 2", arguments
+
+
+def _moment(seconds: float) -> str:
+    """Unix seconds as SQL spells a moment, exact to the microsecond."""
+    return f"to_timestamp({seconds!r}::float8)" if math.isfinite(seconds) else "'infinity'::timestamptz"
 
 
 def _shown_id(source: Source) -> str:
