@@ -1,11 +1,12 @@
-"""What modified_at says, and by which clock: one that is hours off, or that moves, makes deltas that lack changes."""
+"""What modified_at says, and by which clock: one that is hours off makes deltas that lack changes, and one that moves
+makes them send what has not changed."""
 
 from typing import Any
 
 import asyncpg
 
 from app.catalog.source import Source
-from app.diagnosis.findings import Finding, error, warning
+from app.diagnosis.findings import Finding, warning
 
 _SAMPLE_ROWS = 1000
 _UTC = {"UTC", "Etc/UTC", "UCT", "Etc/UCT", "GMT", "Etc/GMT", "Zulu", "Universal", "Etc/Universal"}
@@ -34,12 +35,11 @@ async def moment_findings(connection: Any, source: Source, zone: str, *, thoroug
         )
         if moving:
             found.append(
-                error(
+                warning(
                     "modified-at-moving",
-                    "The modified_at of some items is the moment of asking, as now() gives it: they are behind every"
-                    " place that a delta has come to, which may never end.",
-                    "In the view let it be what the table holds, e.g. coalesce(updated_at, created_at), or NULL: items"
-                    " without a modified_at are part of every delta, once.",
+                    "The modified_at of some items is the moment of asking, as now() gives it: they are part of every"
+                    " delta, changed or not, and no index finds them.",
+                    "In the view let it be what the table holds, e.g. coalesce(updated_at, created_at).",
                     attribute="modified_at",
                     count=moving[0]["count"],
                     examples=tuple(str(row["id"]) for row in moving),
