@@ -8,6 +8,7 @@ import asyncio
 import re
 import time
 from contextlib import AsyncExitStack, aclosing, suppress
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import cast
 from urllib.parse import quote
@@ -152,6 +153,7 @@ class Answer:
         self._asked = time.time() if asked is None else asked
         self.began = self._asked
         """When the walk began that it is a page of, where that is a delta."""
+        self._settled = self._settled_by(self.began)
         self._since = self._changed_since()
         self._repeated = False
         self._next: str | None = None
@@ -194,7 +196,7 @@ class Answer:
                     yield b"".join((*pieces, memoryview(last)[:-_HELD_BACK]))
                     pieces, size, pending = [last[-_HELD_BACK:]], 0, 0
                     self._lap()  # the client's own time
-                self._source = batch.source
+                self._source, self._settled = batch.source, batch.settled
                 self.tally.invalid += len(batch.invalid)
                 self._repeated = self._repeated or batch.repeated
                 if not batch.items:
@@ -298,7 +300,7 @@ class Answer:
                 whole = wanted.limit is None
                 self._walk = await self._catalog.bookmarks.begin(source, whole=whole, caller=self._caller)
                 self.tally.walk = self._walk.walk
-            return Span(since=self._since, began=self.began, mark=self._walk), None, True
+            return Span(since=self._since, settled=self._settled, mark=self._walk), None, True
         since, limit = wanted.modified_after, wanted.limit or 0
         start = await self._catalog.bookmarks.find(source, wanted.offset, limit, since=since)
         if start is None:
@@ -312,12 +314,13 @@ class Answer:
             return None, start, True
         # Where that was not noted: begun too early, it only sends more.
         self.began = self._asked - _MOST_SECONDS if start.began is None else start.began
+        self._settled = start.settled or self._settled_by(self.began)
         # "Hours back" are reckoned from each page's own now: what was to come when the delta began still is.
         since = self._changed_since(self._asked - self.began)
         mark = None
         if not self._incremental and self._catalog.reader.reads_standbys:
             mark = await self._catalog.bookmarks.newest_walk(source)
-        return Span(start.position, since, self.began, mark=mark), start, True
+        return Span(start.position, since, self._settled, mark=mark), start, True
 
     async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
         """Guard the end of a walk, leave the bookmark of the next page, and remember the key for the Link header."""
@@ -367,6 +370,7 @@ class Answer:
                 self._repeated,
                 wanted.modified_after,
                 self.began if incremental else None,
+                self._settled if incremental else None,
             )
             await self._record(start, page, incremental=incremental)
         if self._since is not None and not again and self.writes:
@@ -415,6 +419,11 @@ class Answer:
             )
             self.tally.walk, bookmark = turned
             self._left = (page.reached, bookmark) if page.reached else None
+
+    def _settled_by(self, began: float) -> str:
+        """Up to when items had changed for good when a delta began: nothing is committed with an older moment."""
+        moment = max(began - self.store.incremental_overlap.seconds, 0.0)
+        return datetime.fromtimestamp(moment, UTC).isoformat()
 
     def _changed_since(self, seconds_ago: float = 0.0) -> float | None:
         """From when on items count as changed, in unix seconds; None for a full read. It was asked so long ago.

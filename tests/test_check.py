@@ -613,8 +613,11 @@ def test_a_time_that_is_read_in_another_zone_than_it_was_written_is_told(shop_of
     assert "modified-at-zone" not in shop_of_new_york.found()
 
 
-def test_a_time_of_change_that_is_the_moment_of_asking_is_told(schema: Schema) -> None:
-    schema.execute(ZONED % "coalesce(case when id > 2 then '2026-01-01'::timestamptz end, now())")
+@pytest.mark.parametrize(
+    "moment", ["now()", "clock_timestamp()", "now() - interval '3 hours'", "now() + interval '1 d'"]
+)
+def test_a_time_of_change_that_is_reckoned_from_the_moment_of_asking_is_told(schema: Schema, moment: str) -> None:
+    schema.execute(ZONED % f"coalesce(case when id > 2 then '2026-01-01'::timestamptz end, {moment})")
     found = schema.found()["modified-at-moving"]
     assert (found["severity"], found["count"], sorted(found["examples"])) == ("warning", 2, ["1", "2"])
     schema.execute("drop view {s}.customers; drop table {s}.changed")

@@ -2,10 +2,14 @@
 
 import itertools
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from contextlib import aclosing, closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +20,8 @@ from app.catalog.source import Source, Sources, describe
 from app.catalog.statements import Position, Span
 from app.settings import Database as DatabaseSettings
 from app.settings import Store
-from tests.clerk import FakeClerk
-from tests.conftest import Database, Loop, Serve, changed, ids, partition_attached, reloaded
+from tests.clerk import FakeClerk, problem
+from tests.conftest import Database, Loop, Serve, changed, eventually, ids, partition_attached, reloaded
 from tests.test_faults import fill, one_store
 
 DEFINITIONS = {
@@ -347,3 +351,162 @@ def test_a_partition_that_is_waited_for_long_is_not_left_out(
     with partition_attached(loop, database, "shop.customers", 501, 601, hold=1) as meanwhile:
         answer = meanwhile(partial(service.get, f"/shop/customers?{place}"))
     assert sorted(ids(answer.lines)) == list(range(1, 1001 if place else 3001))
+
+
+WAITING = """
+select exists (
+  select from pg_locks
+  where not granted and database = (select oid from pg_database where datname = current_database())
+)
+"""
+
+
+def settled(watching: Database, answer: Future[Any]) -> None:
+    """Until somebody waits for a lock, or the answer is there."""
+    with suppress(AssertionError):
+        eventually(lambda: bool(watching.value(WAITING)) or answer.done(), 3)
+
+
+@pytest.mark.parametrize("place", ["limit=50", "limit=1000", "all"])
+@pytest.mark.parametrize("times", [4, 12])
+def test_a_table_that_is_split_again_and_again_loses_no_row(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop, place: str, times: int
+) -> None:
+    """Somewhere it is enough, and the page is refused, to be asked for again."""
+    database.execute("create schema shop")
+    database.execute(
+        "create table shop.customers (id bigint primary key, email text default 'e') partition by range (id)"
+    )
+    database.execute("create table shop.customers_default partition of shop.customers default")
+    database.execute("insert into shop.customers select generate_series(1, 1500)")
+    database.execute("analyze")
+    service = serve(one_store(database.dsn, clerk))
+    query = "" if place == "all" else f"?{place}&offset=0"
+    assert service.get(f"/shop/customers{query}").lines  # it is known how large items are
+    step = 50 // times if place == "limit=50" else 100
+    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
+        for number in range(times):
+            first, end = 1 + number * step, 1 + (number + 1) * step
+            other.execute("begin")
+            other.execute("lock table shop.customers_default in access exclusive mode")
+            other.execute(f"create table shop.c{number} (like shop.customers including all)")
+            other.execute(
+                f"with moved as (delete from shop.customers_default where id >= {first} and id < {end} returning *)"
+                f" insert into shop.c{number} select * from moved"
+            )
+            other.execute(
+                f"alter table shop.customers attach partition shop.c{number} for values from ({first}) to ({end})"
+            )
+            if not number:
+                asked = threads.submit(service.get, f"/shop/customers{query}")
+            settled(database, asked)
+            other.execute("commit")
+        answer = asked.result(60)
+    if answer.status == 503:
+        assert times > 5
+        problem(answer, 503, "source-changing")
+        answer = service.get(f"/shop/customers{query}")
+    assert ids(answer.lines) == list(range(1, {"limit=50": 51, "limit=1000": 1001}.get(place, 1501)))
+
+
+SWAP = """
+lock table shop.p2 in access exclusive mode;
+create table shop.fresh (like shop.p2 including all);
+insert into shop.fresh select * from shop.p2;
+drop table shop.p2;
+alter table shop.fresh rename to p2;
+alter table shop.p2 inherit shop.customers
+"""
+
+
+@pytest.mark.parametrize("rendered", [False, True])
+@pytest.mark.parametrize("swaps", [1, 2, 3])
+def test_what_inherits_is_swapped_again_and_again(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop, tmp_path: Path, swaps: int, rendered: bool
+) -> None:
+    """The last page is not the end by it, and no item is taken for one that is gone."""
+    database.execute("create schema shop; create table shop.customers (id bigint primary key, email text)")
+    for name, first, last in (("p1", 1, 1000), ("p2", 1001, 1020)):
+        database.execute(f"create table shop.{name} (like shop.customers including all) inherits (shop.customers)")
+        database.execute(f"insert into shop.{name} select i, 'e' from generate_series({first}, {last}) as i")
+    config = one_store(database.dsn, clerk)
+    if rendered:
+        config += "[stores.shop.feeds.customers]\nrendered = true\n"
+    (tmp_path / "feed.toml").write_text(config)
+    refresh = [sys.executable, "-m", "app", "refresh", "--config", str(tmp_path / "feed.toml")]
+    service = None if rendered else serve(config)
+
+    def read() -> Any:
+        if service is None:
+            return subprocess.run(refresh, capture_output=True, text=True, timeout=60, check=True)
+        return ids(service.get("/shop/customers?limit=1000&offset=1000").lines)
+
+    if service is None:
+        read()
+    else:
+        assert len(service.get("/shop/customers?limit=1000&offset=0").lines) == 1000
+        time.sleep(2.5)  # what was read ahead is given up
+    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
+        for number in range(swaps):
+            other.execute(f"begin; {SWAP}")
+            if not number:
+                asked = threads.submit(read)
+            settled(database, asked)
+            other.execute("commit")
+        found = asked.result(60)
+    if rendered:
+        assert database.value("select count(*) from clerk_feed.tombstone") == 0, found.stdout
+    else:
+        assert found == list(range(1001, 1021))
+
+
+@pytest.mark.parametrize("limit", [50, 500])
+@pytest.mark.parametrize("kind", ["a view of another table", "a first table that inherits"])
+def test_what_was_described_a_moment_ago_is_another_thing(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop, kind: str, limit: int
+) -> None:
+    """It gets partitions, and one of them rows of another, within the two seconds in which it is not described anew."""
+    database.execute("create schema shop")
+    if kind == "a view of another table":
+        database.execute(
+            "create table shop.old as select i as id, 'e' as email from generate_series(1, 3000::bigint) as i;"
+            " alter table shop.old add primary key (id);"
+            " create table shop.people (id bigint primary key, email text) partition by range (id);"
+            " create table shop.a partition of shop.people default; insert into shop.people select * from shop.old;"
+            " create view shop.customers as select * from shop.old"
+        )
+        change = "create or replace view shop.customers as select * from shop.people"
+        parent, added = "shop.people", "alter table shop.people attach partition shop.b for values from ({}) to ({})"
+    else:
+        database.execute(
+            "create table shop.customers as select i as id, 'e' as email from generate_series(1, 3000::bigint) as i;"
+            " alter table shop.customers add primary key (id)"
+        )
+        change = (
+            "create table shop.a (like shop.customers including all) inherits (shop.customers);"
+            " with moved as (delete from only shop.customers returning *) insert into shop.a select * from moved"
+        )
+        parent, added = "shop.customers", "alter table shop.b inherit shop.customers"
+    service = serve(one_store(database.dsn, clerk))
+
+    def page(offset: int) -> list[Any]:
+        return ids(service.get(f"/shop/customers?limit={limit}&offset={offset}").lines)
+
+    found = page(0) + page(limit)
+    time.sleep(2.5)  # what was read ahead is given up
+    found += page(2 * limit)  # and it is described now
+    first, end = 4 * limit + 11, 4 * limit + 21
+    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
+        other.execute(change)
+        other.execute("begin; lock table shop.a in access exclusive mode")
+        other.execute(f"create table shop.b (like {parent} including all)")
+        other.execute(
+            f"with moved as (delete from shop.a where id >= {first} and id < {end} returning *)"
+            " insert into shop.b select * from moved"
+        )
+        other.execute(added.format(first, end))
+        asked = threads.submit(lambda: page(3 * limit) + page(4 * limit))
+        settled(database, asked)
+        other.execute("commit")
+        found += asked.result(60)
+    assert found == list(range(1, 5 * limit + 1))

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -360,6 +360,19 @@ def test_databases_made_anew_from_dumps_have_histories_of_their_own(
     assert len({history.rpartition(" ")[0] for history in histories[1:]}) == 1, "the cluster alone tells them apart"
 
 
+def test_a_database_made_from_a_template_has_a_history_of_its_own(
+    create_database: Callable[..., Database], loop: Loop
+) -> None:
+    """A sync that began in the one does not go on in the other, which takes its name."""
+    made_of = create_database()
+    loop.run(migrated(made_of.dsn, 10**6))
+    history = made_of.value("select clerk_feed.timeline()")
+    name = made_of.value("select current_database()")
+    made_of.close()  # a template is in use by nobody
+    copy = create_database(f"template {name}")
+    assert copy.value("select clerk_feed.timeline()") != history
+
+
 async def migrated(dsn: str, to: int, *, attempts: int = 30) -> None:
     connection = await asyncpg.connect(dsn)
     try:
@@ -387,6 +400,10 @@ def test_bookmarks_of_before_are_of_the_same_history_once_it_is_told_by_the_clus
             loop.run(migrated(database.dsn, 20, attempts=1))
         former.execute("commit")
     loop.run(migrated(database.dsn, 20))
+    assert database.value("select count(*) from clerk_feed.bookmark where timeline = clerk_feed.timeline()") == 2
+    before = database.value("select clerk_feed.timeline()")
+    loop.run(migrated(database.dsn, 22))
+    assert database.value("select clerk_feed.timeline()") != before
     assert database.value("select count(*) from clerk_feed.bookmark where timeline = clerk_feed.timeline()") == 2
 
 

@@ -65,6 +65,8 @@ class Bookmark(msgspec.Struct, frozen=True):
     """Whether the pages before have led whoever asks here, from offset 0 on."""
     began: float | None = None
     """When the delta that led to it may have begun, in unix seconds; None where that was not noted."""
+    settled: str | None = None
+    """From when on its items come by their ids, as a timestamptz in text; None where that was not noted."""
     holds: int | None = None
     """How many items whoever asks has been sent at least, up to where the page begins; None where that is not known.
     Where items were sent twice it is fewer than the offset says."""
@@ -92,6 +94,8 @@ class Page(msgspec.Struct, frozen=True):
     """The modified_after of a delta, in unix seconds."""
     began: float | None = None
     """When the delta began, in unix seconds, by the clock of who served its first page."""
+    settled: str | None = None
+    """From when on the delta's items come by their ids, as a timestamptz in text."""
 
 
 class Walk(msgspec.Struct, frozen=True):
@@ -149,6 +153,7 @@ class Bookmarks:
             row["trail"],
             row["led"],
             row["began"],
+            row["settled"],
             holds,
         )
 
@@ -230,6 +235,7 @@ class Bookmarks:
                 start is None or start.led,
                 seconds,
                 page.began,
+                page.settled,
                 page.since,
                 _holds(start, page),
             )
@@ -461,6 +467,9 @@ select c.id, (select b.walk from b order by b.id desc limit 1) as walk,
   (select b.key from b where b.standing = c.standing order by b.id desc limit 1) as own_key,
   (select b.holds from b where b.standing = c.standing order by b.id desc limit 1) as own_holds,
   (select extract(epoch from min(b.began))::float8 from b where b.standing = c.standing) as began,
+  (
+    select case when bool_and(b.settled is not null) then min(b.settled) end::text from b where b.standing = c.standing
+  ) as settled,
   case
     when (select failed_over from asked) then exists ({LOST.format(incremental="$3", offset="$4", since="$7::float8")})
   end as walks_lost,
@@ -493,7 +502,7 @@ with {
         incremental="$3",
         offset=f"case when {_ENDS} then $4 end",
         limit="($5::int8 - $4)",
-        since="$22::float8",
+        since="$23::float8",
         trail="$9",
     )
 }
@@ -519,12 +528,12 @@ with {
 )
 insert into clerk_feed.bookmark
   (walk, store, feed, incremental, written_by, at, key, key_family, modified_at,
-    is_end, ambiguous, repeated, led, trail, began, since, ended, holds)
+    is_end, ambiguous, repeated, led, trail, began, settled, since, ended, holds)
 select
   coalesce((select id from gone_on), (select id from begun)),
   $1, $2, $3, $4, $5, $6::text, $7, $8::text::timestamptz, $6::text is null, $13, $18, $19,
-  coalesce($9::int8, nextval('clerk_feed.trail')), to_timestamp($21::float8), $22,
-  case when {_ENDS} then now() end, $23
+  coalesce($9::int8, nextval('clerk_feed.trail')), to_timestamp($21::float8), $22::text::timestamptz, $23,
+  case when {_ENDS} then now() end, $24
 returning walk, id
 """  # noqa: S608 (only our own text is put in)
 

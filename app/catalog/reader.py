@@ -20,9 +20,9 @@ from app.catalog.ids import report_missing, report_repeated
 from app.catalog.memory import BatchTooLargeError, bounded
 from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.second_look import Around, SecondLook, partitions_of
-from app.catalog.source import CHANGED, RelationChangedError, Source, Sources
+from app.catalog.source import CHANGED, NotAsDescribedError, RelationChangedError, Source, Sources
 from app.catalog.standbys import Primary, Showing
-from app.catalog.statements import Part, Position, Span, edge_statement, parts_of, statement
+from app.catalog.statements import LATE, Part, Position, Span, edge_statement, parts_of, statement
 from app.protocol.problems import ITEM_INVALID, KEY_CHANGED, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid, Lines
 from app.settings import Database, Store
@@ -54,6 +54,12 @@ class Batch(msgspec.Struct, frozen=True):
     """Whether the row behind the last one was read too."""
     repeated: bool = False
     """Whether an id occurs twice."""
+    settled: str = LATE
+    """Of an incremental walk: what is left of it that changed then or later comes by the id."""
+
+
+class _ComesBackError(Exception):
+    """The item that a part has come to lies behind its place once more, with a later moment."""
 
 
 class Reader:
@@ -121,6 +127,8 @@ class Reader:
                                 await self._look_at_edge(pool, source, parts[0])
                             return
                 parts.pop(0)
+            except _ComesBackError:
+                parts = [parts[0].late()]
             except BatchTooLargeError:
                 self._row_bytes[source.store, source.feed] = CHUNK_BYTES * _FEWER / self._rows_per_fetch(source)
                 after = parts[0].after.key if parts[0].after else None
@@ -131,9 +139,10 @@ class Reader:
                 )
             except CHANGED as error:
                 if described_again:
-                    if not isinstance(error, asyncpg.InvalidCachedStatementError):
+                    if not isinstance(error, asyncpg.InvalidCachedStatementError | NotAsDescribedError):
                         raise self._failed(source, parts[0], error) from error
-                    # Every connection may have it prepared from before the change; each goes with its statement.
+                    # Every connection may have it prepared from before the change; each goes with its statement. And
+                    # another server may be behind the one that described it.
                     await patience.wait(error)
                 described_again = True
                 source = await self._described_again(store, source, span, parts[0], error)
@@ -176,6 +185,8 @@ class Reader:
             return
         async with aclosing(self._rows(pool, store, source, part, left, interrupted=interrupted)) as found:
             async for rows in found:
+                if part.comes_back(rows):
+                    raise _ComesBackError
                 batch, part = self._sorted(store, source, rows, part, left)
                 if left is not None:
                     left -= len(batch.items)
@@ -226,7 +237,7 @@ class Reader:
             return None
         lines = Lines.of([row[0] for row in rows])
         self.seen(source, len(rows), len(lines.body))
-        return Batch(lines, [], part.position(rows), source, beyond=True)  # its ids are unique
+        return Batch(lines, [], part.position(rows), source, beyond=True, settled=part.settled)  # its ids are unique
 
     def _sorted(
         self, store: Store, source: Source, rows: Sequence[Any], part: Part, left: int | None
@@ -256,12 +267,14 @@ class Reader:
                 )
         # A batch goes on in the middle of an id as well, where rows have it by the thousand.
         repeated = repeated or part.position(rows[:1]) == part.after
-        batch = Batch(items.valid, items.invalid, part.position(rows), source, beyond is not None, repeated)
+        position = part.position(rows)
+        batch = Batch(items.valid, items.invalid, position, source, beyond is not None, repeated, part.settled)
         return batch, _behind(source, part, rows)
 
-    async def _look_at_edge(self, pool: Pool, source: Source, part: Part) -> None:
+    async def _look_at_edge(self, pool: Pool, source: Source, part: Part | None) -> None:
         """Report the last id where another row has it: reading goes on behind it. A failure is nobody's loss."""
-        assert part.after is not None  # noqa: S101 (for mypy: there is no edge before the first row)
+        if part is None or part.after is None:
+            return
         sql, arguments = edge_statement(source, part, part.after)
         with suppress(*LOST, asyncpg.PostgresError, Refusal):
             async with pool.connection() as connection:
@@ -282,8 +295,7 @@ class Reader:
         second, was_late = SecondLook(source), False
         while True:
             await self._require_unchanged(store, source)
-            if interrupted and not looked_again and part.after is not None:
-                await self._look_at_edge(pool, source, part)
+            await self._look_at_edge(pool, source, part if interrupted and not looked_again else None)
             interrupted = True
             count = 0
             per_fetch = self._rows_per_fetch(source)
@@ -302,12 +314,14 @@ class Reader:
                 # In the cursor's own transaction another server shows what it showed before.
                 ask = partial(_fetched_soon, pool, cursor) if source.is_elsewhere else cursor.ask
                 try:
-                    while rows := await cursor.fetch(self._rows_per_fetch(source)):
+                    while (rows := await cursor.fetch(self._rows_per_fetch(source))) is not None:
                         # What comes late was sorted first, or has waited for a lock: asked again, it tells which.
                         doubted, was_late = cursor.is_late and not was_late and second.looks, cursor.is_late
                         around = None if count else cursor.around
                         if doubted or await second.lacks(part, rows, ask, around=around, is_sorted=cursor.is_late):
                             rows = None
+                            break
+                        if not rows:
                             break
                         count += len(rows)
                         part = _behind(source, part, rows)
@@ -320,6 +334,7 @@ class Reader:
                 # A function or a foreign table in a view looks at a table only after its statement has begun, and one
                 # that is emptied and filled meanwhile is empty to it. So nothing ends by the first word.
                 if looked_again and not count:
+                    await self._require_as_described(pool, source)
                     return
                 looked_again = True
             if limit is not None:
@@ -330,6 +345,14 @@ class Reader:
         now = await self._sources.of(store, source.feed)
         if now is not source and _way_of(now) != _way_of(source):
             raise RelationChangedError(str(source.relation))
+
+    async def _require_as_described(self, pool: Pool, source: Source) -> None:
+        """Raise NotAsDescribedError where the relation is not the one described: then a statement reads nothing."""
+        if not source.still:
+            return
+        async with pool.connection() as connection:
+            if not await connection.fetchval(f"select {source.is_current}"):
+                raise NotAsDescribedError(str(source.relation))
 
     async def _at_once(
         self, pool: Pool, source: Source, part: Part, limit: int

@@ -23,7 +23,7 @@ import msgspec
 from app.catalog.guard import ACCEPT, shrunk
 from app.catalog.pool import LOST, NO_DEADLINE
 from app.catalog.rendering import Rendering, rendering
-from app.catalog.source import columns_of, items_relation, key_of_items
+from app.catalog.source import columns_of, items_relation, key_of_items, shape_of
 from app.protocol.feeds import FEEDS, FeedName
 from app.protocol.problems import Refusal
 from app.settings import Store
@@ -38,6 +38,8 @@ KEPT_DAYS = 30
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
 """Seconds, and milliseconds for the last; see tcp(7)."""
 _CONFLICTS = 5
+_LOOKS = 5
+"""So many times what vanished is looked for, while the tables that it may be in change."""
 _MERGE_SINCE = 170_000
 """PostgreSQL 17 brought MERGE … WHEN NOT MATCHED BY SOURCE and its RETURNING."""
 
@@ -399,15 +401,23 @@ class _Run:
         `among`: SQL for the rows to look at. Answers what was written, and how many items there are then.
         """
         sql = _TAKE_BACK.format(table=items_relation(table), among=among, **_parts(how))
-        row = await self._connection.fetchrow(sql, stamp, self._store.name, self._feed)
-        taken, unburied = row["taken"], row["unburied"]
-        counts = msgspec.structs.replace(
-            counts,
-            inserted=counts.inserted + taken,
-            stamped=counts.stamped + taken,
-            vanished=counts.vanished - unburied,
+        for _ in range(_LOOKS):
+            before = await shape_of(self._connection, how.relation)
+            row = await self._connection.fetchrow(sql, stamp, self._store.name, self._feed)
+            taken, unburied = row["taken"], row["unburied"]
+            counts = msgspec.structs.replace(
+                counts,
+                inserted=counts.inserted + taken,
+                stamped=counts.stamped + taken,
+                vanished=counts.vanished - unburied,
+            )
+            items += taken
+            if before == await shape_of(self._connection, how.relation):
+                return counts, items
+        raise RefreshError(
+            f"The tables of {self._feed} of {self._store.name} were split, swapped or attached again and again while"
+            " they were read. What was rendered last goes on being served; the next refresh tries again."
         )
-        return counts, items + taken
 
     async def _merged(self, how: Rendering, table: str, stamp: str) -> tuple[_Counts, int]:
         """Write what differs. Answers what was written, and how many items there are then."""

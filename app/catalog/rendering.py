@@ -24,6 +24,7 @@ from app.catalog.source import (
     expression,
     finite,
     key_of,
+    literal,
     quoted,
     valid_conditions,
 )
@@ -72,14 +73,14 @@ def _object(relation: Relation, columns: list[Column], required: tuple[str, ...]
     for column in columns:
         name = ("," if column.name != "id" else "") + json.dumps(column.name, ensure_ascii=False) + ":"
         if column.name in required:
-            arguments += [_literal(constant + name), _value(relation, column, required=True)]
+            arguments += [literal(constant + name), _value(relation, column, required=True)]
             constant = ""
         else:
             if constant:
-                arguments.append(_literal(constant))
+                arguments.append(literal(constant))
                 constant = ""
-            arguments.append(f"{_literal(name)} || {_value(relation, column, required=False)}")
-    arguments.append(_literal(constant + "}"))
+            arguments.append(f"{literal(name)} || {_value(relation, column, required=False)}")
+    arguments.append(literal(constant + "}"))
     while len(arguments) > _MOST_ARGUMENTS:
         first, arguments = arguments[:_MOST_ARGUMENTS], arguments[_MOST_ARGUMENTS:]
         arguments.insert(0, f"concat({', '.join(first)})")
@@ -142,9 +143,5 @@ def _faults(columns: list[Column], required: tuple[str, ...]) -> str:
                 cases.append(f"when not ({finite(name)}) then 'is not a finite number'")
             elif column.type in TIMES:
                 cases.append(f"when not isfinite({name}) then 'is not a finite moment'")
-        reasons.append(f"{_literal(column.name)}, case {' '.join(cases)} end")
+        reasons.append(f"{literal(column.name)}, case {' '.join(cases)} end")
     return f"jsonb_strip_nulls(jsonb_build_object({', '.join(reasons)}))"
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

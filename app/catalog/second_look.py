@@ -13,6 +13,7 @@ import msgspec
 
 from app.catalog.source import Source
 from app.catalog.statements import Part, ids_statement
+from app.protocol.problems import SOURCE_CHANGING, Refusal
 
 _LOOKS = 5
 """So many times the same rows are read anew: new ones may come all the time."""
@@ -53,18 +54,22 @@ class SecondLook:
         """Whether some rows of a part are to be read anew; `around`: they are the first of their statement.
 
         Where a statement sorts everything first, `is_sorted`, another look at each batch would do so as well.
+        Raises Refusal where its partitions change each time.
+
         `ask` is answered by the connection that read them, where it still holds locks: whoever waits for these would
         have another one wait as well.
         """
         source = self._source
-        if not rows or not self.looks:
+        if not self.looks:
             return False
-        if not self._left:
-            self._left = _LOOKS
-            return False
-        lacks = around is not None and self._partitions_changed(around)
-        if not lacks and source.looks_late and not is_sorted and not part.skip and part.order != "counted":
-            lacks = await self._are_more(part, rows, ask)
+        changed = around is not None and self._partitions_changed(around)
+        if changed and not self._left:
+            # Each look may have been without other rows.
+            detail = f"The partitions beneath {source.relation} changed {_LOOKS + 1} times in a row while it was read."
+            raise Refusal(SOURCE_CHANGING, detail)
+        lacks = changed
+        if rows and not changed and self._left and source.looks_late and not is_sorted:
+            lacks = not part.skip and part.order != "counted" and await self._are_more(part, rows, ask)
         self._left = self._left - 1 if lacks else _LOOKS
         return lacks
 

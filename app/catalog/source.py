@@ -29,6 +29,10 @@ class RelationChangedError(Exception):
     """A relation is no longer the one described, and only its values show it."""
 
 
+class NotAsDescribedError(RelationChangedError):
+    """The same of a server that a statement ran on: another one, which was asked what it looks like, may be ahead."""
+
+
 CHANGED = (
     RelationChangedError,
     asyncpg.UndefinedColumnError,
@@ -153,7 +157,7 @@ class Source(msgspec.Struct, frozen=True):
     valid: str = "true"
     """SQL for what holds of the rows of valid items."""
     is_current: str = "true"
-    """SQL for whether its relation is still the one to read."""
+    """SQL for whether its relation is still the one that was described, and all beneath it."""
     partitions: str = ""
     """SQL that tells which partitions and inheriting tables there are, as text; empty where there are none."""
     partitions_seen: str = ""
@@ -177,6 +181,11 @@ class Source(msgspec.Struct, frozen=True):
     def rendered(self) -> bool:
         """Whether its rows are a flag, the id and the item's JSON, ready to be sent."""
         return bool(self.lines)
+
+    @property
+    def still(self) -> str:
+        """SQL before the conditions of a WHERE: nothing is read of a relation that is not the one described."""
+        return "" if self.rendered or self.is_current == "true" else f"{self.is_current} and "
 
     @property
     def order(self) -> str:
@@ -309,11 +318,15 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
     """
     if store.feed(feed).rendered:
         return await _describe_rendered(connection, store, feed)
-    relation, columns = await columns_of(connection, store, feed)
+    relation, _ = await columns_of(connection, store, feed)
     beneath = await connection.fetchrow(_BENEATH, relation.schema, relation.name)
+    # Behind that, so that no statement passes for what was changed before they were read.
+    relation, columns = await columns_of(connection, store, feed)
     if beneath["is_foreign"]:
         columns = [_compared_here(column) if column.name == "id" else column for column in columns]
     source = build(store.name, feed, relation, columns)
+    seen = _SEEN.format(relation=literal(str(relation)), oids=",".join(map(str, beneath["oids"] or [0])))
+    source = msgspec.structs.replace(source, is_current=f"(select {seen}) = {literal(beneath['seen'])}")
     if beneath["parents"]:
         partitions = _PARTITIONS.format(parents=",".join(map(str, beneath["parents"])))
         seen = await connection.fetchval(partitions)
@@ -349,6 +362,13 @@ async def columns_of(connection: Any, store: Store, feed: FeedName) -> tuple[Rel
             break
         # It has been replaced by another one of its name.
     return relation, columns
+
+
+async def shape_of(connection: Any, relation: Relation) -> str:
+    """What a relation is made of, partitions included: equal before and after a statement that missed none of it."""
+    beneath = await connection.fetchrow(_BENEATH, relation.schema, relation.name)
+    parents = beneath["parents"] or [0]
+    return f"{beneath['seen']} {await connection.fetchval(_PARTITIONS.format(parents=','.join(map(str, parents))))}"
 
 
 def _compared_here(id: Column) -> Column:
@@ -476,6 +496,11 @@ def build_rendered(store: str, feed: FeedName, relation: Relation, key: Key, num
         lines=f'select json_send(s."doc") as doc, {id} as id',
         lines_dated=f'select json_send(s."doc") as doc, {id} as id, s."modified_at"::text as modified_at_key',
     )
+
+
+def literal(text: str) -> str:
+    """A text as SQL spells it, whatever is in it."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def quoted(identifier: str) -> str:
@@ -651,7 +676,23 @@ where n.nspname = $1 and c.relname = $2
 """
 
 # What `SecondLook` needs to know of the relations that a source is made of.
-_BENEATH = """
+# In a scalar subquery it is run once, before the first row, by the state that the statement reads: that of the moment
+# in which it has its locks. A row's transaction tells one that was written anew.
+_SEEN = """concat_ws(
+    ' ',
+    to_regclass({relation})::oid,
+    (select sum(r.xmin::text::int8) from pg_catalog.pg_rewrite as r where r.ev_class in ({oids})),
+    (select sum(p.xmin::text::int8) from pg_catalog.pg_policy as p where p.polrelid in ({oids})),
+    (
+      select concat_ws(
+        ' ', count(*), count(*) filter (where c.relhassubclass), count(*) filter (where c.relrowsecurity)
+      )
+      from pg_catalog.pg_class as c
+      where c.oid in ({oids})
+    )
+  )"""
+
+_BENEATH = f"""
 with recursive beneath (oid) as (
   select to_regclass(format('%I.%I', $1::text, $2::text))::oid
   union
@@ -672,7 +713,7 @@ with recursive beneath (oid) as (
     select i.inhrelid from pg_inherits as i where i.inhparent = c.oid
   ) as below
 ), relation as (
-  select c.oid, c.relkind, c.relhassubclass from beneath join pg_class as c on c.oid = beneath.oid
+  select c.oid, c.relkind, c.relhassubclass, c.relispartition from beneath join pg_class as c on c.oid = beneath.oid
 ), named as (
   select d.refclassid, d.refobjid
   from relation
@@ -696,8 +737,13 @@ with recursive beneath (oid) as (
   from named
   join pg_aggregate as a on a.aggfnoid = named.refobjid
   where named.refclassid = 'pg_proc'::regclass
+), kept as (
+  -- No table can inherit from a partition.
+  select oid from relation where relkind = 'p' or not relispartition
 )
 select
+  (select array_agg(oid::int8 order by oid) from kept) as oids,
+  {_SEEN.format(relation="format('%I.%I', $1::text, $2::text)", oids="select oid from kept")} as seen,
   (select array_agg(oid::int8 order by oid) from relation where relkind = 'p' or relhassubclass) as parents,
   exists (select from relation where relkind = 'f') as is_foreign,
   -- What a function reads is hidden in its text.
@@ -705,7 +751,7 @@ select
     or (exists (select from called) and exists (select from pg_class where relkind = 'f')) as is_elsewhere,
   exists (select from relation where relkind = 'f')
     or exists (select from called join pg_proc as p on p.oid = called.oid where p.provolatile <> 'i') as looks_late
-"""
+"""  # noqa: S608 (our own)
 
 # Its row's transaction tells one that was detached and attached again.
 _PARTITIONS = """

@@ -1,22 +1,22 @@
 """The SQL that reads parts of a source, in order, behind a place."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from app.catalog.source import Source
+from app.catalog.source import Source, literal
 from app.catalog.standbys import Mark
 
-_LATE = "infinity"
+LATE = "infinity"
+"""The moment of a place among the items that changed late."""
 
 
 class Position(msgspec.Struct, frozen=True):
     """A place in the order of a walk: behind the item with this key.
 
     Incremental walks go by (modified_at, id), with items without a modified_at first, and by the id alone where they
-    come to those that changed after they began: these have no moment but the last.
+    come to those that changed late: these have no moment but the last.
     """
 
     key: str
@@ -25,8 +25,8 @@ class Position(msgspec.Struct, frozen=True):
 
     @property
     def is_late(self) -> bool:
-        """Whether it lies among the items that changed after the walk began."""
-        return self.modified_at == _LATE
+        """Whether it lies among the items that changed late."""
+        return self.modified_at == LATE
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -35,8 +35,8 @@ class Span(msgspec.Struct, frozen=True):
     after: Position | None = None
     since: float | None = None
     """Unix seconds; makes the read incremental."""
-    began: float = math.inf
-    """When the incremental walk began, in unix seconds: what changed later comes at its end."""
+    settled: str = LATE
+    """Of an incremental walk: what changed then or later comes at its end, by the id. A timestamptz as text."""
     skip: int = 0
     """Rows to count off first: the plain OFFSET of a page that belongs to no walk."""
     from_client: bool = False
@@ -48,16 +48,16 @@ class Span(msgspec.Struct, frozen=True):
 class Part(msgspec.Struct, frozen=True):
     """A run of rows in one order.
 
-    A full walk is one part. An incremental one is three: the undated items; the dated ones of before it began, by
-    (modified_at, id); and the later ones, by the id. An index on (modified_at, id) serves the first two, and finds the
-    third. Each is finite, whatever changes meanwhile: what is touched before its turn comes later, in the third, and
-    what is touched there keeps its place. A page found by counting takes all at once: it sorts anyway.
+    A full walk is one part. An incremental one is three: the undated items; the dated ones that had settled when it
+    began, by (modified_at, id); and the later ones, by the id. An index on (modified_at, id) serves the first two, and
+    finds the third. Each is finite, whatever changes meanwhile: what is touched before its turn comes later, in the
+    third, and what is touched there keeps its place. A page found by counting takes all at once: it sorts anyway.
     """
 
     order: Literal["key", "undated", "dated", "late", "counted"]
     after: Position | None = None
     since: float | None = None
-    began: float = math.inf
+    settled: str = LATE
     skip: int = 0
     from_client: bool = False
     with_ties: bool = False
@@ -72,6 +72,22 @@ class Part(msgspec.Struct, frozen=True):
         """Whether its order is that of the ids, whatever their moments are."""
         return self.order in ("key", "late")
 
+    def comes_back(self, rows: Sequence[Any]) -> bool:
+        """Whether these rows, which lie behind the part's place, hold the item of that place once more.
+
+        Its moment moves, although it had settled: that of now() less a year is behind every place. So may all be.
+        """
+        after = self.after
+        if self.order != "dated" or after is None:
+            return False
+        key = int(after.key) if rows and isinstance(rows[0][1], int) else after.key
+        return any(row[1] == key and row[-1] != after.modified_at for row in rows)
+
+    def late(self) -> "Part":
+        """What is left of a walk by the id alone, where this is its place."""
+        assert self.after is not None  # noqa: S101 (for mypy: a place has been reached)
+        return Part("late", settled=self.after.modified_at or LATE)
+
     def behind(self, rows: Sequence[Any]) -> "Part":
         """What is left of the part after these rows."""
         return msgspec.structs.replace(self, after=self.position(rows), skip=0, with_ties=False)
@@ -80,7 +96,7 @@ class Part(msgspec.Struct, frozen=True):
         """Behind the last of these rows."""
         last = rows[-1]
         if self.order == "late":
-            return Position(str(last[1]), _LATE)
+            return Position(str(last[1]), LATE)
         return Position(str(last[1]), last[-1] if self.dated_key else None)
 
 
@@ -91,26 +107,30 @@ def parts_of(span: Span, *, all_dated: bool = False) -> list[Part]:
         return [Part("key", after, skip=span.skip, from_client=span.from_client)]
     if span.skip:
         return [Part("counted", since=span.since, skip=span.skip)]
-    late = Part("late", began=span.began)
+    late = Part("late", settled=span.settled)
     if after is not None and after.is_late:
         return [msgspec.structs.replace(late, after=after)]
     if after is not None and after.modified_at is not None:
-        # It may lie behind `began` by the bookmark of another walk: then nothing is left of the dated ones.
-        return [Part("dated", after, span.since, span.began), late]
-    dated = Part("dated", since=span.since, began=span.began)
-    return [dated, late] if all_dated else [Part("undated", after), dated, late]
+        # It may lie behind `settled` by the bookmark of another walk: then nothing is left of the dated ones.
+        return [Part("dated", after, span.since, span.settled), late]
+    dated = Part("dated", since=span.since, settled=span.settled)
+    return [dated, late] if all_dated else [Part("undated", after, settled=span.settled), dated, late]
 
 
 def statement_behind(source: Source, after: Position, since: float | None, limit: int) -> tuple[str, list[Any]]:
-    """The SQL that reads a page behind a position, and its arguments: for who wants to see its plan."""
+    """The SQL that reads a page behind a position, and its arguments: for who wants to see its plan.
+
+    Without the question whether the source is still the one described, which is no part of that.
+    """
+    source = msgspec.structs.replace(source, is_current="true")
     return statement(source, parts_of(Span(after, since))[0], limit)
 
 
 def statement(source: Source, part: Part, limit: int | None) -> tuple[str, list[Any]]:
     """The SQL that reads a part, and its arguments.
 
-    LIMIT is written out, because as a parameter the planner would take it for a tenth of the table; and so is when a
-    walk began, for of unknown moments the planner takes a third of the table to be later.
+    LIMIT is written out, because as a parameter the planner would take it for a tenth of the table; and so is the
+    moment up to which items had settled, for of an unknown one the planner takes a third of the table to be later.
     """
     which = _Which(source, part)
     select = source.select if part.order == "key" else source.select_dated
@@ -150,16 +170,17 @@ class _Which:
             self.where = 's."modified_at" is null and ' + (self._behind(part, after) if after else present)
         elif part.order == "dated":
             self.where = self._behind(part, after) if after else self._recent(part.since)
-            if part.began != math.inf:
-                self.where += f' and s."modified_at" <= {_moment(part.began)}'
+            if part.settled != LATE:
+                self.where += f' and s."modified_at" < {_moment(part.settled)}'
             self.where += f" and {present}"
         elif part.order == "late":
-            self.where = f's."modified_at" > {_moment(part.began)} and '
+            self.where = f's."modified_at" >= {_moment(part.settled)} and '
             self.where += self._behind(part, after) if after else present
         else:
             undated = 's."modified_at" is null' + (f" and {self._behind(part, after)}" if after else "")
             self.where = f"({undated} or {self._recent(part.since)}) and {present}"
             self.order = f's."modified_at" nulls first, {id}'
+        self.where = source.still + self.where
 
     def argument(self, value: Any) -> str:
         """A value as SQL refers to it."""
@@ -209,9 +230,8 @@ def edge_statement(source: Source, part: Part, after: Position) -> tuple[str, li
     return sql + "\nlimit 2", arguments
 
 
-def _moment(seconds: float) -> str:
-    """Unix seconds as SQL spells a moment, exact to the microsecond."""
-    return f"to_timestamp({seconds!r}::float8)" if math.isfinite(seconds) else "'infinity'::timestamptz"
+def _moment(text: str) -> str:
+    return f"{literal(text)}::timestamptz"
 
 
 def _shown_id(source: Source) -> str:

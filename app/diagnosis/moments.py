@@ -29,22 +29,20 @@ async def moment_findings(connection: Any, source: Source, zone: str, *, thoroug
     rows = "" if thorough else f"limit {_SAMPLE_ROWS}"
     sample = f'(select s."id"::text as id, s."modified_at" from {source.relation} as s {rows}) as s'  # noqa: S608 (quoted)
     found = []
-    async with connection.transaction(readonly=True):
-        moving = await connection.fetch(
-            f"select id, count(*) over () as count from {sample} where modified_at = now() limit 3"  # noqa: S608 (quoted)
-        )
-        if moving:
-            found.append(
-                warning(
-                    "modified-at-moving",
-                    "The modified_at of some items is the moment of asking, as now() gives it: they are part of every"
-                    " delta, changed or not, and no index finds them.",
-                    "In the view let it be what the table holds, e.g. coalesce(updated_at, created_at).",
-                    attribute="modified_at",
-                    count=moving[0]["count"],
-                    examples=tuple(str(row["id"]) for row in moving),
-                )
+    moving = await _moving(connection, sample)
+    if moving:
+        found.append(
+            warning(
+                "modified-at-moving",
+                "The modified_at of some items is reckoned from the moment of asking, as by now(): they may be part of"
+                " every delta, changed or not, and no index finds them.",
+                "In the view let it be what the table holds, e.g. coalesce(updated_at, created_at).",
+                attribute="modified_at",
+                count=len(moving),
+                examples=tuple(moving[:3]),
             )
+        )
+    async with connection.transaction(readonly=True):
         if zone in _UTC:
             return found
         if not source.zoned:
@@ -69,6 +67,23 @@ async def moment_findings(connection: Any, source: Source, zone: str, *, thoroug
                 )
             )
     return found
+
+
+async def _moving(connection: Any, sample: str) -> list[str]:
+    """The ids of the items whose modified_at is as far from now in one transaction as in another, or later than its."""
+    sql = (
+        "select id, (modified_at::timestamptz - now())::text as distance,"  # noqa: S608 (quoted)
+        f" modified_at::timestamptz between now() and clock_timestamp() as is_now from {sample}"
+        " where modified_at is not null and isfinite(modified_at)"
+    )
+    distances: list[dict[str, str]] = []
+    for _ in range(2):
+        async with connection.transaction(readonly=True):
+            rows = await connection.fetch(sql)
+        distances.append({row["id"]: row["distance"] for row in rows})
+        now = [row["id"] for row in rows if row["is_now"]]
+    first, second = distances
+    return sorted({*now, *(id for id, distance in second.items() if first.get(id) == distance)})
 
 
 async def _depends_on_zone(connection: Any, sample: str, zone: str) -> bool:

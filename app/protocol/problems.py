@@ -260,6 +260,12 @@ STANDBY_BEHIND = Problem(
     " that database.dsn names standbys of the database that database.state_dsn names. They may lag by a quarter of the"
     " store's incremental_overlap.",
 )
+SOURCE_CHANGING = Problem(
+    503,
+    "source-changing",
+    "The tables of this feed are being split, swapped or attached, again and again.",
+    "Usually temporary: ask again.",
+)
 WALK_LOST = Problem(
     503,
     "walk-lost",
