@@ -1,4 +1,4 @@
--- A database made by "create database … template" counts its objects as the one it was made of, in the same cluster:
+-- A database made by "create database ... template" counts its objects as the one it was made of, in the same cluster:
 -- its own number tells it.
 
 -- What is written meanwhile would be of a history that is no more.

@@ -681,6 +681,11 @@ where n.nspname = $1 and c.relname = $2
 _SEEN = """concat_ws(
     ' ',
     to_regclass({relation})::oid,
+    (
+      select sum(a.xmin::text::int8)
+      from pg_catalog.pg_attribute as a
+      where a.attrelid = to_regclass({relation}) and a.attname in ('id', 'modified_at')
+    ),
     (select sum(r.xmin::text::int8) from pg_catalog.pg_rewrite as r where r.ev_class in ({oids})),
     (select sum(p.xmin::text::int8) from pg_catalog.pg_policy as p where p.polrelid in ({oids})),
     (
