@@ -151,9 +151,10 @@ class Answer:
         self._incremental = wanted.modified_after is not None
         """Which bookmarks it goes by: what was asked for. Where nothing says what changed, it is read in full."""
         self._asked = time.time() if asked is None else asked
-        self.began = self._asked
+        self._began = self._asked
         """When the walk began that it is a page of, where that is a delta."""
-        self._settled = self._settled_by(self.began)
+        self.settled = self._settled_by(self._began)
+        """Of such a delta: from when on its items come by the id, as a timestamptz in text."""
         self._since = self._changed_since()
         self._repeated = False
         self._next: str | None = None
@@ -196,7 +197,7 @@ class Answer:
                     yield b"".join((*pieces, memoryview(last)[:-_HELD_BACK]))
                     pieces, size, pending = [last[-_HELD_BACK:]], 0, 0
                     self._lap()  # the client's own time
-                self._source, self._settled = batch.source, batch.settled
+                self._source, self.settled = batch.source, batch.settled
                 self.tally.invalid += len(batch.invalid)
                 self._repeated = self._repeated or batch.repeated
                 if not batch.items:
@@ -300,7 +301,7 @@ class Answer:
                 whole = wanted.limit is None
                 self._walk = await self._catalog.bookmarks.begin(source, whole=whole, caller=self._caller)
                 self.tally.walk = self._walk.walk
-            return Span(since=self._since, settled=self._settled, mark=self._walk), None, True
+            return Span(since=self._since, settled=self.settled, mark=self._walk), None, True
         since, limit = wanted.modified_after, wanted.limit or 0
         start = await self._catalog.bookmarks.find(source, wanted.offset, limit, since=since)
         if start is None:
@@ -313,14 +314,14 @@ class Answer:
         if start.position is None:
             return None, start, True
         # Where that was not noted: begun too early, it only sends more.
-        self.began = self._asked - _MOST_SECONDS if start.began is None else start.began
-        self._settled = start.settled or self._settled_by(self.began)
+        self._began = self._asked - _MOST_SECONDS if start.began is None else start.began
+        self.settled = start.settled or self._settled_by(self._began)
         # "Hours back" are reckoned from each page's own now: what was to come when the delta began still is.
-        since = self._changed_since(self._asked - self.began)
+        since = self._changed_since(self._asked - self._began)
         mark = None
         if not self._incremental and self._catalog.reader.reads_standbys:
             mark = await self._catalog.bookmarks.newest_walk(source)
-        return Span(start.position, since, self._settled, mark=mark), start, True
+        return Span(start.position, since, self.settled, mark=mark), start, True
 
     async def _turn(self, start: Bookmark | None, reached: Position | None, *, of_walk: bool) -> None:
         """Guard the end of a walk, leave the bookmark of the next page, and remember the key for the Link header."""
@@ -369,8 +370,8 @@ class Answer:
                 self._since is not None,
                 self._repeated,
                 wanted.modified_after,
-                self.began if incremental else None,
-                self._settled if incremental else None,
+                self._began if incremental else None,
+                self.settled if incremental else None,
             )
             await self._record(start, page, incremental=incremental)
         if self._since is not None and not again and self.writes:

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from itertools import islice, pairwise
 from math import inf
@@ -130,8 +131,8 @@ class Process:
         """The answer to what is asked for now."""
         return (await self.page_of_walk(store, wanted, asked=time.time()))[0]
 
-    async def page_of_walk(self, store: Store, wanted: FeedRequest, *, asked: float) -> tuple[bytes, float]:
-        """The same, and when its walk began as far as the process knows."""
+    async def page_of_walk(self, store: Store, wanted: FeedRequest, *, asked: float) -> tuple[bytes, str]:
+        """The same, and from when on its walk goes by the id, as far as the process knows."""
         tally = Tally()
         source = await self.sources.of(store, FEED)
         answer = Answer(store, source, wanted, self._catalog, self.events.append, tally, asked=asked)
@@ -140,11 +141,11 @@ class Process:
         except Refusal as refusal:
             if refusal.problem is not OFFSET_LOST or not self._ends_by_counting:
                 raise
-            return b"[]" if wanted.format == "json" else b"", answer.began
+            return b"[]" if wanted.format == "json" else b"", answer.settled
         answer.sent()
         # What is read ahead is as old as it can be when it is asked for.
         await self._ahead.settled()
-        return page, answer.began
+        return page, answer.settled
 
     async def close(self) -> None:
         await self._ahead.close()
@@ -354,12 +355,16 @@ class Table:
             return True
         return self.until.get((rank, version), -1) >= since
 
-    def place(self, rank: int, *, began: float | None) -> tuple[float, int]:
-        """Where an item comes in a full walk, or in an incremental one that began then."""
+    def place(self, rank: int, *, settled: float | None) -> tuple[float, int]:
+        """Where an item comes in a full walk, or in an incremental one that goes by the id from then on."""
         item = self.items.get(rank)
-        if began is None or item is None or not item.dated:
+        if settled is None or item is None or not item.dated:
             return (0, self._position[rank])
-        return (item.changed if _moment(item.changed) <= began else inf, self._position[rank])
+        return (item.changed if _moment(item.changed) < settled else inf, self._position[rank])
+
+
+def _seconds(moment: str) -> float:
+    return inf if moment == "infinity" else datetime.fromisoformat(moment).timestamp()
 
 
 def _moment(clock: float) -> float:
@@ -568,7 +573,7 @@ class Walks(RuleBasedStateMachine):
             importer.asked = page if importer.offset else None  # a walk whose first answer is lost simply begins anew
 
     def _receive_together(self, importers: list[Importer], process: int) -> None:
-        async def all_of_them() -> list[tuple[bytes, float] | None]:
+        async def all_of_them() -> list[tuple[bytes, str] | None]:
             asking = (self._ask(importer, process + number) for number, importer in enumerate(importers))
             return await asyncio.gather(*asking)
 
@@ -588,7 +593,7 @@ class Walks(RuleBasedStateMachine):
         importer.walking = False
         importer.asked = None
 
-    async def _ask(self, importer: Importer, process: int) -> tuple[bytes, float] | None:
+    async def _ask(self, importer: Importer, process: int) -> tuple[bytes, str] | None:
         number = process % PROCESSES
         # Later than all that has changed, and earlier than what will: but for the clocks.
         asked = _moment(self.catalog.clock + 0.5 + _SKEWS[number])
@@ -642,8 +647,8 @@ class Walks(RuleBasedStateMachine):
 
     # What is promised
 
-    def _checked(self, importer: Importer, body: bytes, began: float) -> Page:
-        """The page of a body, which is what it must be; `began`: when its walk did."""
+    def _checked(self, importer: Importer, body: bytes, settled: str) -> Page:
+        """The page of a body, which is what it must be; `settled`: from when on its walk goes by the id."""
         items = self._items(importer.format, body)
         ranks = [self.catalog.rank_of[item["id"]] for item in items]
         where = f"offset {importer.offset}, limit {importer.limit}: {ranks}"
@@ -656,7 +661,7 @@ class Walks(RuleBasedStateMachine):
                 held = self.catalog.items.get(rank)
                 self._violated(Malformed, f"{where}: {item} is not what the catalog holds, {held}")
         versions = {rank: item["version"] for item, rank in zip(items, ranks, strict=True)}
-        place = partial(self.catalog.place, began=began if importer.incremental else None)
+        place = partial(self.catalog.place, settled=_seconds(settled) if importer.incremental else None)
         places = [place(rank) for rank in ranks]
         # A page may have been read ahead, in the order of before.
         if importer.began > self.catalog.reordered and any(one >= next for one, next in pairwise(places)):

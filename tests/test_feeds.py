@@ -419,7 +419,7 @@ def test_a_description_is_as_old_as_its_beginning(shop: Shop, loop: Loop) -> Non
             sources = Sources(pool, 5)
             await sources.of(store, "products")
             await asyncio.sleep(2.1)
-            await other.execute("begin; lock table pg_catalog.pg_inherits in access exclusive mode")
+            await other.execute("begin; lock table clerk_feed.unrendered in access exclusive mode")
             stalled = asyncio.create_task(sources.of(store, "products"))
             await asyncio.sleep(2.1)
             # That has read the columns before.

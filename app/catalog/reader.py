@@ -185,8 +185,8 @@ class Reader:
             return
         async with aclosing(self._rows(pool, store, source, part, left, interrupted=interrupted)) as found:
             async for rows in found:
-                if part.comes_back(rows):
-                    raise _ComesBackError
+                if part.comes_back(rows) and not await _fetched(pool, *edge_statement(source, part)):
+                    raise _ComesBackError  # and it is no other row of that id
                 batch, part = self._sorted(store, source, rows, part, left)
                 if left is not None:
                     left -= len(batch.items)
@@ -275,7 +275,7 @@ class Reader:
         """Report the last id where another row has it: reading goes on behind it. A failure is nobody's loss."""
         if part is None or part.after is None:
             return
-        sql, arguments = edge_statement(source, part, part.after)
+        sql, arguments = edge_statement(source, part)
         with suppress(*LOST, asyncpg.PostgresError, Refusal):
             async with pool.connection() as connection:
                 rows = await connection.fetch(sql, *arguments)

@@ -75,7 +75,8 @@ class Part(msgspec.Struct, frozen=True):
     def comes_back(self, rows: Sequence[Any]) -> bool:
         """Whether these rows, which lie behind the part's place, hold the item of that place once more.
 
-        Its moment moves, although it had settled: that of now() less a year is behind every place. So may all be.
+        Where it is not there any more, its moment has moved, although it had settled: that of now() less a year is
+        behind every place. So may be all.
         """
         after = self.after
         if self.order != "dated" or after is None:
@@ -220,8 +221,10 @@ def overlap_statement(source: Source, after: str, until: str | None) -> tuple[st
     return f"select count(*) from {source.origin} where {which} and {source.valid}", arguments  # noqa: S608 (quoted)
 
 
-def edge_statement(source: Source, part: Part, after: Position) -> tuple[str, list[Any]]:
-    """The SQL for the ids of the rows that share a place in the order of a part: two at most."""
+def edge_statement(source: Source, part: Part) -> tuple[str, list[Any]]:
+    """The SQL for the ids of the rows at the place that a part has come to: two at most."""
+    after = part.after
+    assert after is not None  # noqa: S101 (for mypy: there is no edge before the first row)
     sql = f'select {_shown_id(source)} from {source.relation} as s\nwhere s."id" = $1::{_key_cast(source)}'  # noqa: S608
     arguments = [_key_argument(source, after.key)]
     if not part.by_id:
