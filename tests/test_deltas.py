@@ -106,6 +106,37 @@ def test_a_delta_of_moments_that_move_ends(touched: Shop, moment: str, limit: in
     assert len(sent) <= 3 * 20
 
 
+@pytest.mark.parametrize(
+    "query",
+    ["limit=5&offset={}", "limit=1000&offset={}", ""],
+    ids=["small pages", "pages of several statements", "all"],
+)
+def test_a_delta_of_large_items_and_of_moments_that_move_by_steps_ends(catalog: Shop, query: str) -> None:
+    """Where the next rows are not those that came before."""
+    size, count, step = (10_000, 1500, "microseconds") if "1000" in query or not query else (10, 200, "second")
+    catalog.execute("alter table {s}.products rename to table_of_products")
+    catalog.execute(
+        "insert into {s}.table_of_products (id, description)"
+        " select g, repeat('x', $2) from generate_series(1, $1::int) as g",
+        count,
+        size,
+    )
+    catalog.execute(
+        "create view {s}.products as select id, name, description, price, image, url, categories, created_at,"
+        f" date_trunc('{step}', now()) - interval '1 day' as modified_at from {{s}}.table_of_products"
+    )
+    sent: list[int] = []
+    for number in range(2 * count // 5 + 3):
+        page = ids(catalog.items(f"products?{query.format(len(sent))}&modified_after=48"))
+        sent += page
+        if len(page) < (1000 if "1000" in query else 5) or not query:
+            break
+        time.sleep(0.03 if size == 10 else 0)
+        assert number <= 2 * count // 5
+    assert set(sent) == set(range(1, count + 1))
+    assert len(sent) <= 3 * count
+
+
 @pytest.mark.parametrize("lag", ["0 s", "30 s", "10 minutes", "59 minutes"])
 def test_a_delta_ends_although_everything_changes_by_a_clock_that_is_behind(touched: Shop, lag: str) -> None:
     """Or in transactions that long."""

@@ -15,11 +15,10 @@ import msgspec
 import pytest
 from hypothesis.errors import FlakyFailure
 
-from app.catalog import ahead
+from app.catalog import ahead, reader
 from app.catalog.bookmarks import Bookmark, Bookmarks, Page
 from app.catalog.source import Key, Source
 from app.catalog.standbys import Mark
-from app.catalog.statements import Part
 from app.protocol.problems import Refusal
 from app.protocol.request import parse
 from app.settings import Duration, FeedSettings, Store
@@ -1026,8 +1025,8 @@ def test_a_delta_is_known_by_the_moment_it_names(world: World, bookmarks: type[B
 def test_a_delta_ends_although_everything_is_touched_between_its_pages(
     world: World, bookmarks: type[Bookmarks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # That an item comes back would be noticed.
-    monkeypatch.setattr(Part, "comes_back", lambda part, rows: False)
+    # That the item of a place moves would be noticed.
+    monkeypatch.setattr(reader, "moved_statement", lambda source, part: None)
     scene = Scene(world, bookmarks)
     scene.shop("ints", first=5, count=20, step=1, undated=False)
     importer = scene.importers[0]

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -522,3 +523,105 @@ def test_what_was_described_a_moment_ago_is_another_thing(
         other.execute("commit")
         found += asked.result(60)
     assert found == list(range(1, 5 * limit + 1))
+
+
+def test_row_security_that_comes_and_goes_ends_no_walk(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop
+) -> None:
+    """It hides nothing from the table's owner; but a statement in that moment reads what was not described."""
+    database.execute("create schema shop; create table shop.customers (id bigint primary key, email text default 'e')")
+    database.execute("insert into shop.customers select generate_series(1, 205)")
+    service = serve(one_store(database.dsn, clerk))
+    stop = threading.Event()
+
+    def is_served(path: str) -> bool:
+        return service.get(path).status == 200
+
+    def come_and_go(other: Database) -> None:
+        while not stop.is_set():
+            for way in ("enable", "disable"):
+                other.execute(f"alter table shop.customers {way} row level security")
+                time.sleep(0.05)
+
+    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
+        changing = threads.submit(come_and_go, other)
+        try:
+            for offset in (0, 100):
+                path = f"/shop/customers?limit=100&offset={offset}"
+                eventually(partial(is_served, path))
+            for _ in range(40):
+                answer = service.get("/shop/customers?limit=100&offset=200")
+                assert answer.status == 503 or ids(answer.lines) == [201, 202, 203, 204, 205]
+                answer = service.get("/shop/customers")
+                assert answer.status == 503 or len(answer.lines) == 205
+        finally:
+            stop.set()
+            changing.result(30)
+
+
+def test_a_partition_that_was_just_attached_is_split_itself(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop
+) -> None:
+    database.execute(
+        "create schema shop; create table shop.customers (id bigint primary key, email text) partition by range (id);"
+        " create table shop.d partition of shop.customers default;"
+        " insert into shop.customers select i, 'e' from generate_series(1, 1500) as i"
+    )
+    service = serve(one_store(database.dsn, clerk))
+    assert len(service.get("/shop/customers?limit=1000&offset=0").lines) == 1000
+    time.sleep(2.5)  # what was read ahead is given up
+    with (
+        closing(Database(loop, database.dsn)) as other,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        service.get("/shop/customers?limit=10&offset=0")  # it is described now
+        other.execute("begin; lock table shop.d in access exclusive mode")
+        other.execute("create table shop.b (like shop.customers including all) partition by range (id)")
+        other.execute("create table shop.bd partition of shop.b default")
+        other.execute(
+            "with moved as (delete from shop.d where id >= 1100 and id < 1200 returning *)"
+            " insert into shop.b select * from moved"
+        )
+        other.execute("alter table shop.customers attach partition shop.b for values from (1100) to (1200)")
+        asked = threads.submit(service.get, "/shop/customers?limit=1000&offset=1000")
+        settled(database, asked)
+        other.execute("commit; begin; lock table shop.bd in access exclusive mode")
+        settled(database, asked)
+        other.execute("create table shop.q (like shop.b including all)")
+        other.execute(
+            "with moved as (delete from shop.bd where id < 1110 returning *) insert into shop.q select * from moved"
+        )
+        other.execute("alter table shop.b attach partition shop.q for values from (1100) to (1110)")
+        other.execute("commit")
+        answer = asked.result(60)
+    assert answer.status == 503 or ids(answer.lines) == list(range(1001, 1501))
+
+
+def test_a_partition_that_a_view_reads_is_detached_and_gets_tables_that_inherit(
+    database: Database, clerk: FakeClerk, serve: Serve, loop: Loop
+) -> None:
+    database.execute(
+        "create schema shop; create table shop.everybody (id bigint primary key, email text) partition by range (id);"
+        " create table shop.leaf partition of shop.everybody default;"
+        " insert into shop.leaf select i, 'e' from generate_series(1, 1500) as i;"
+        " create view shop.customers as select * from shop.leaf"
+    )
+    service = serve(one_store(database.dsn, clerk))
+    assert len(service.get("/shop/customers?limit=1000&offset=0").lines) == 1000
+    time.sleep(2.5)  # what was read ahead is given up
+    with closing(Database(loop, database.dsn)) as other, ThreadPoolExecutor(1) as threads:
+        service.get("/shop/customers?limit=10&offset=0")  # it is described now
+        other.execute(
+            "begin; alter table shop.everybody detach partition shop.leaf;"
+            " create table shop.a (like shop.leaf including all) inherits (shop.leaf);"
+            " with moved as (delete from only shop.leaf returning *) insert into shop.a select * from moved; commit"
+        )
+        other.execute(
+            "begin; lock table shop.a in access exclusive mode; create table shop.b (like shop.leaf including all);"
+            " with moved as (delete from shop.a where id between 1006 and 1012 returning *)"
+            " insert into shop.b select * from moved; alter table shop.b inherit shop.leaf"
+        )
+        asked = threads.submit(service.get, "/shop/customers?limit=1000&offset=1000")
+        settled(database, asked)
+        other.execute("commit")
+        assert ids(asked.result(60).lines) == list(range(1001, 1501))

@@ -22,7 +22,7 @@ from app.catalog.pool import LOST, Patience, Pool
 from app.catalog.second_look import Around, SecondLook, partitions_of
 from app.catalog.source import CHANGED, NotAsDescribedError, RelationChangedError, Source, Sources
 from app.catalog.standbys import Primary, Showing
-from app.catalog.statements import LATE, Part, Position, Span, edge_statement, parts_of, statement
+from app.catalog.statements import LATE, Part, Position, Span, edge_statement, moved_statement, parts_of, statement
 from app.protocol.problems import ITEM_INVALID, KEY_CHANGED, PARAMETER_INVALID, SOURCE_FAILED, Refusal
 from app.protocol.wire import Invalid, Lines
 from app.settings import Database, Store
@@ -58,8 +58,8 @@ class Batch(msgspec.Struct, frozen=True):
     """Of an incremental walk: what is left of it that changed then or later comes by the id."""
 
 
-class _ComesBackError(Exception):
-    """The item that a part has come to lies behind its place once more, with a later moment."""
+class _MovedError(Exception):
+    """The item that a part has come to lies behind its place once more, with a later moment that has settled too."""
 
 
 class Reader:
@@ -127,7 +127,7 @@ class Reader:
                                 await self._look_at_edge(pool, source, parts[0])
                             return
                 parts.pop(0)
-            except _ComesBackError:
+            except _MovedError:
                 parts = [parts[0].late()]
             except BatchTooLargeError:
                 self._row_bytes[source.store, source.feed] = CHUNK_BYTES * _FEWER / self._rows_per_fetch(source)
@@ -185,8 +185,6 @@ class Reader:
             return
         async with aclosing(self._rows(pool, store, source, part, left, interrupted=interrupted)) as found:
             async for rows in found:
-                if part.comes_back(rows) and not await _fetched(pool, *edge_statement(source, part)):
-                    raise _ComesBackError  # and it is no other row of that id
                 batch, part = self._sorted(store, source, rows, part, left)
                 if left is not None:
                     left -= len(batch.items)
@@ -295,6 +293,7 @@ class Reader:
         second, was_late = SecondLook(source), False
         while True:
             await self._require_unchanged(store, source)
+            await self._require_settled(pool, source, part)
             await self._look_at_edge(pool, source, part if interrupted and not looked_again else None)
             interrupted = True
             count = 0
@@ -345,6 +344,15 @@ class Reader:
         now = await self._sources.of(store, source.feed)
         if now is not source and _way_of(now) != _way_of(source):
             raise RelationChangedError(str(source.relation))
+
+    async def _require_settled(self, pool: Pool, source: Source, part: Part) -> None:
+        """Raise _MovedError where the item at a part's place has moved behind it, and may for ever."""
+        asked = moved_statement(source, part)
+        if asked is None:
+            return
+        async with pool.connection() as connection:
+            if await connection.fetchval(asked[0], *asked[1]):
+                raise _MovedError
 
     async def _require_as_described(self, pool: Pool, source: Source) -> None:
         """Raise NotAsDescribedError where the relation is not the one described: then a statement reads nothing."""

@@ -677,7 +677,8 @@ where n.nspname = $1 and c.relname = $2
 
 # What `SecondLook` needs to know of the relations that a source is made of.
 # In a scalar subquery it is run once, before the first row, by the state that the statement reads: that of the moment
-# in which it has its locks. A row's transaction tells one that was written anew.
+# in which it has its locks. Each change writes a row anew, by a transaction of its own, so that nothing is ever again
+# what it was before: who reads nothing, and asks afterwards, is not told that all is well.
 _SEEN = """concat_ws(
     ' ',
     to_regclass({relation})::oid,
@@ -687,14 +688,7 @@ _SEEN = """concat_ws(
       where a.attrelid = to_regclass({relation}) and a.attname in ('id', 'modified_at')
     ),
     (select sum(r.xmin::text::int8) from pg_catalog.pg_rewrite as r where r.ev_class in ({oids})),
-    (select sum(p.xmin::text::int8) from pg_catalog.pg_policy as p where p.polrelid in ({oids})),
-    (
-      select concat_ws(
-        ' ', count(*), count(*) filter (where c.relhassubclass), count(*) filter (where c.relrowsecurity)
-      )
-      from pg_catalog.pg_class as c
-      where c.oid in ({oids})
-    )
+    (select sum(c.xmin::text::int8) from pg_catalog.pg_class as c where c.oid in ({oids}))
   )"""
 
 _BENEATH = f"""
@@ -743,8 +737,11 @@ with recursive beneath (oid) as (
   join pg_aggregate as a on a.aggfnoid = named.refobjid
   where named.refclassid = 'pg_proc'::regclass
 ), kept as (
-  -- No table can inherit from a partition.
-  select oid from relation where relkind = 'p' or not relispartition
+  -- No table can inherit from a partition: one that nothing names is looked for by its parents.
+  select oid
+  from relation
+  where relkind = 'p' or not relispartition or oid = to_regclass(format('%I.%I', $1::text, $2::text))::oid
+    or oid in (select refobjid from named where refclassid = 'pg_class'::regclass)
 )
 select
   (select array_agg(oid::int8 order by oid) from kept) as oids,
@@ -760,9 +757,14 @@ select
 
 # Its row's transaction tells one that was detached and attached again.
 _PARTITIONS = """
-select concat_ws(' ', count(*), sum(inhrelid::int8), sum(xmin::text::int8))
-from pg_inherits
-where inhparent in ({parents})
+with recursive inherits (child, parent, written) as (
+  select i.inhrelid, i.inhparent, i.xmin::text::int8 from pg_inherits as i where i.inhparent in ({parents})
+  union
+  select i.inhrelid, i.inhparent, i.xmin::text::int8
+  from pg_inherits as i
+  join inherits on inherits.child = i.inhparent
+)
+select concat_ws(' ', count(*), sum(child::int8), sum(written)) from inherits
 """
 
 # Domains may stand on domains, and an array's elements may be of a domain: two climbs to the base.

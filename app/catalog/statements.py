@@ -72,18 +72,6 @@ class Part(msgspec.Struct, frozen=True):
         """Whether its order is that of the ids, whatever their moments are."""
         return self.order in ("key", "late")
 
-    def comes_back(self, rows: Sequence[Any]) -> bool:
-        """Whether these rows, which lie behind the part's place, hold the item of that place once more.
-
-        Where it is not there any more, its moment has moved, although it had settled: that of now() less a year is
-        behind every place. So may be all.
-        """
-        after = self.after
-        if self.order != "dated" or after is None:
-            return False
-        key = int(after.key) if rows and isinstance(rows[0][1], int) else after.key
-        return any(row[1] == key and row[-1] != after.modified_at for row in rows)
-
     def late(self) -> "Part":
         """What is left of a walk by the id alone, where this is its place."""
         assert self.after is not None  # noqa: S101 (for mypy: a place has been reached)
@@ -208,6 +196,23 @@ class _Which:
 
     def _recent(self, since: float | None) -> str:
         return self._source.changed_since.format(since=f"to_timestamp({self.argument(since)}::float8)")
+
+
+def moved_statement(source: Source, part: Part) -> tuple[str, list[Any]] | None:
+    """The SQL that tells whether the item at a part's place moves, although it had settled; None where none can.
+
+    A moment like that of now() less a day is behind every place, and so may be those of all items.
+    """
+    after = part.after
+    if part.order != "dated" or after is None:
+        return None
+    of_the_id = f'select from {source.relation} as s where s."id" = $1::{_key_cast(source)} and s."modified_at"'
+    moment = "$2::text::timestamptz"
+    moved = f'exists ({of_the_id} > {moment} and s."modified_at" < {_moment(part.settled)})'
+    return f"select {moved} and not exists ({of_the_id} = {moment})", [
+        _key_argument(source, after.key),
+        after.modified_at,
+    ]
 
 
 def overlap_statement(source: Source, after: str, until: str | None) -> tuple[str, list[Any]]:
