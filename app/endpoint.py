@@ -439,9 +439,9 @@ class Answer:
             if not self._wanted.offset:
                 self._emit(NoModifiedAt(store=self.store.name, feed=self._source.feed))
             return None
-        # It is kept as it was asked for: the pages of a delta are known by it.
         # Clocks differ, and are set.
         seconds_ago = min(max(seconds_ago, 0.0), _MOST_SECONDS)
+        # It is kept as it was asked for: the pages of a delta are known by it.
         since = min(since, self._asked) - self.store.incremental_overlap.seconds - seconds_ago
         until = self._source.rendered_until
         if until is not None and since <= until.left_behind:

@@ -131,7 +131,7 @@ def test_a_delta_of_large_items_and_of_moments_that_move_by_steps_ends(catalog: 
         sent += page
         if len(page) < (1000 if "1000" in query else 5) or not query:
             break
-        time.sleep(0.03 if size == 10 else 0)
+        time.sleep(0.03 if size == 10 else 0)  # the moments move once a second, in the middle of the walk
         assert number <= 2 * count // 5
     assert set(sent) == set(range(1, count + 1))
     assert len(sent) <= 3 * count
