@@ -87,7 +87,7 @@ def _statement(source: Source, limit: int) -> str:
         incremental="false", offset="(select $3::int8 from full_page)", led="(select led from way)"
     )
     id = source.key.column
-    which = f"where {source.still}{id} {source.key.compared('>')} {behind} order by {id} limit {limit + 1}"
+    which = f"where {id} {source.key.compared('>')} {behind} order by {id} limit {limit + 1}"
     # Of the same moment as the page, but the plan is older; see SecondLook.
     same_partitions = f" and ({source.partitions}) = '{source.partitions_seen}'" if source.partitions else ""
     return f"""

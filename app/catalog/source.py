@@ -184,8 +184,8 @@ class Source(msgspec.Struct, frozen=True):
 
     @property
     def still(self) -> str:
-        """SQL before the conditions of a WHERE: nothing is read of a relation that is not the one described."""
-        return "" if self.rendered or self.is_current == "true" else f"{self.is_current} and "
+        """A WHERE by which nothing is read of a relation that is not the one described; empty where none is needed."""
+        return "" if self.rendered or self.is_current == "true" else f"where {self.is_current}\n"
 
     @property
     def order(self) -> str:
@@ -213,12 +213,13 @@ class Source(msgspec.Struct, frozen=True):
         """The SQL for some rows in an order; `which` is its WHERE, ORDER BY and LIMIT.
 
         The rows are picked first, and what is selected is worked out from them: where a view's column is a subquery,
-        PostgreSQL would otherwise run it at each of its places in the list, of which there are up to three.
+        PostgreSQL would otherwise run it at each of its places in the list, of which there are up to three. And
+        whether the relation is the one described is asked once, not in each branch of a union.
         """
         if not self.columns:
             return f"{select}\nfrom {self.origin}\n{which}"
         picked = f"select {self.columns}\n  from {self.origin}\n  {which}"  # noqa: S608 (names are quoted)
-        return f"{select}\nfrom (\n  {picked}\n) as s\norder by {order}"
+        return f"{select}\nfrom (\n  {picked}\n) as s\n{self.still}order by {order}"
 
 
 class Sources:

@@ -169,7 +169,6 @@ class _Which:
             undated = 's."modified_at" is null' + (f" and {self._behind(part, after)}" if after else "")
             self.where = f"({undated} or {self._recent(part.since)}) and {present}"
             self.order = f's."modified_at" nulls first, {id}'
-        self.where = source.still + self.where
 
     def argument(self, value: Any) -> str:
         """A value as SQL refers to it."""
