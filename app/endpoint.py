@@ -5,6 +5,7 @@ raised on the way.
 """
 
 import asyncio
+import math
 import re
 import time
 from contextlib import AsyncExitStack, aclosing, suppress
@@ -36,7 +37,7 @@ from app.protocol.request import FeedRequest, Format
 from app.protocol.wire import FRAMING, MEDIA_TYPES
 from app.response import Chunks, FeedResponse, Tally
 from app.settings import Store
-from app.status.events import CutOff, Emit, FeedServed, NoModifiedAt, OffsetUnknown, WalkEnded
+from app.status.events import CutOff, DeltaOfAll, Emit, FeedServed, NoModifiedAt, OffsetUnknown, WalkEnded
 from app.status.record import Stream
 
 
@@ -155,6 +156,8 @@ class Answer:
         """When the walk began that it is a page of, where that is a delta."""
         self.settled = self._settled_by(self._began)
         """Of such a delta: from when on its items come by the id, as a timestamptz in text."""
+        self._history_seen = -math.inf
+        """Since when the database has gone its own way: a delta that reaches back to before then is of everything."""
         self._since = self._changed_since()
         self._repeated = False
         self._next: str | None = None
@@ -295,6 +298,9 @@ class Answer:
                 raise Refusal(PARAMETER_INVALID, f"order={wanted.order[:60]!r}: {rule}.")
             _require_key(source, wanted.after)
             return Span(Position(wanted.after), from_client=True), None, False
+        if self._since is not None and self.writes and not source.rendered:
+            self._history_seen = await self._catalog.bookmarks.history_seen()
+            self._since = self._changed_since()
         if not wanted.offset:
             if not self._incremental and self._catalog.reader.reads_standbys and self.writes:
                 # Before the first row is read: what was committed by now is what the walk must show.
@@ -443,6 +449,10 @@ class Answer:
         seconds_ago = min(max(seconds_ago, 0.0), _MOST_SECONDS)
         # It is kept as it was asked for: the pages of a delta are known by it.
         since = min(since, self._asked) - self.store.incremental_overlap.seconds - seconds_ago
+        if since <= self._history_seen:
+            if not self._wanted.offset:
+                self._emit(DeltaOfAll(store=self.store.name, feed=self._source.feed, seen=self._history_seen))
+            return -math.inf
         until = self._source.rendered_until
         if until is not None and since <= until.left_behind:
             return min(since, max(until.last_before(since) - self.store.incremental_overlap.seconds, 0.0))

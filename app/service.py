@@ -19,6 +19,7 @@ from app import __version__
 from app.access.client import address_of
 from app.access.gate import Gate, require_http_1
 from app.access.tokens import Tokens
+from app.catalog import histories
 from app.catalog.ahead import Ahead
 from app.catalog.bookmarks import Bookmarks
 from app.catalog.guard import Guard
@@ -116,6 +117,7 @@ async def open_service(settings: Settings, dsn: str, emit: Emit, *, measure: boo
         # Last: settings under which no process can start change nothing.
         async with pool.connection() as connection:
             began = await leave_behind(connection, settings.stores.values())
+            await histories.seen(connection)
         serving = asyncio.create_task(_note_served(pool, list(settings.stores.values()), began))
         stack.push_async_callback(cancelled, serving)
         pages = Pages(readiness(settings, pool, sources))
@@ -342,6 +344,7 @@ async def _note_served(pool: Pool, stores: list[Store], last: str) -> None:
             with suppress(Refusal, asyncpg.PostgresError, *LOST):
                 async with pool.connection() as connection:
                     last = await note_still_served(connection, stores)
+                    await histories.seen(connection)
     finally:
         with suppress(Refusal, asyncpg.PostgresError, *LOST):
             async with pool.connection() as connection:

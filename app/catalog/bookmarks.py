@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
+from app.catalog import histories
 from app.catalog.asked import ASKED, LED, LOST, NOTE, NOTE_FAILOVER
 from app.catalog.pool import LOST as LOST_CONNECTION
 from app.catalog.pool import Patience, Pool, state_unavailable
@@ -115,6 +116,10 @@ class Bookmarks:
         self._pool = pool
         self._resume_seconds = resume_seconds
         self._emit = emit
+
+    async def history_seen(self) -> float:
+        """Since when the database has gone its own way, see histories.seen. Raises Refusal."""
+        return await self._patiently(histories.seen)
 
     async def find(self, source: Source, offset: int, limit: int, *, since: float | None) -> Bookmark | None:
         """The bookmark a page at this offset starts from; `since`: the modified_after of a delta, in unix seconds.

@@ -229,8 +229,8 @@ class Reader:
         sql, arguments = statement(source, part, limit)
         async with pool.connection() as connection:
             rows = await bounded(connection, connection.fetch(sql, *arguments))
-            if not rows and not await connection.fetchval(f"select {source.is_current}"):
-                raise RelationChangedError(str(source.relation))
+            if not rows:
+                rows = await _confirmed(connection, source, sql, arguments)
         if not rows:
             return None
         lines = Lines.of([row[0] for row in rows])
@@ -300,7 +300,7 @@ class Reader:
             per_fetch = self._rows_per_fetch(source)
             # One row at a time is as large as it is: a cursor takes it without a bound.
             if limit is not None and limit <= per_fetch and per_fetch > 1:
-                page, around, ended = await self._at_once(pool, source, part, limit)
+                page, around, ended = await self._at_once(pool, source, part, limit, confirms=looked_again)
                 if await second.lacks(part, page, partial(_fetched, pool), around=around):
                     continue
                 if page:
@@ -309,7 +309,8 @@ class Reader:
                     yield page
             else:
                 sql, arguments = statement(source, part, run if limit is None else limit + 1)
-                cursor = LeasedCursor(pool, source, sql, arguments, self._settings.cursor_lease.seconds)
+                seconds = self._settings.cursor_lease.seconds
+                cursor = LeasedCursor(pool, source, sql, arguments, seconds, confirms=looked_again)
                 # In the cursor's own transaction another server shows what it showed before.
                 ask = partial(_fetched_soon, pool, cursor) if source.is_elsewhere else cursor.ask
                 try:
@@ -333,7 +334,6 @@ class Reader:
                 # A function or a foreign table in a view looks at a table only after its statement has begun, and one
                 # that is emptied and filled meanwhile is empty to it. So nothing ends by the first word.
                 if looked_again and not count:
-                    await self._require_as_described(pool, source)
                     return
                 looked_again = True
             if limit is not None:
@@ -354,23 +354,15 @@ class Reader:
             if await connection.fetchval(asked[0], *asked[1]):
                 raise _MovedError
 
-    async def _require_as_described(self, pool: Pool, source: Source) -> None:
-        """Raise NotAsDescribedError where the relation is not the one described: then a statement reads nothing."""
-        if not source.still:
-            return
-        async with pool.connection() as connection:
-            if not await connection.fetchval(f"select {source.is_current}"):
-                raise NotAsDescribedError(str(source.relation))
-
     async def _at_once(
-        self, pool: Pool, source: Source, part: Part, limit: int
+        self, pool: Pool, source: Source, part: Part, limit: int, *, confirms: bool
     ) -> tuple[Sequence[Any], Around | None, bool]:
         """The rows of a page and one more, the partitions around them, and whether they are the last."""
         try:
-            rows, around = await _fetched_around(pool, source, *statement(source, part, limit + 1))
+            rows, around = await _fetched_around(pool, source, *statement(source, part, limit + 1), confirms=confirms)
         except asyncpg.DataError:
             # Perhaps it is the row behind the page that fails: that is the next page's matter.
-            rows, around = await _fetched_around(pool, source, *statement(source, part, limit))
+            rows, around = await _fetched_around(pool, source, *statement(source, part, limit), confirms=confirms)
             return rows, around, len(rows) < limit
         return rows, around, len(rows) <= limit
 
@@ -432,12 +424,34 @@ async def _fetched(pool: Pool, sql: str, arguments: Sequence[Any]) -> Sequence[A
 
 
 async def _fetched_around(
-    pool: Pool, source: Source, sql: str, arguments: Sequence[Any]
+    pool: Pool, source: Source, sql: str, arguments: Sequence[Any], *, confirms: bool
 ) -> tuple[Sequence[Any], Around | None]:
     async with pool.connection() as connection:
         before = await partitions_of(connection, source)
-        rows: Sequence[Any] = await bounded(connection, connection.fetch(sql, *arguments))
+        if confirms:
+            rows = await _confirmed(connection, source, sql, arguments)
+        else:
+            rows = await bounded(connection, connection.fetch(sql, *arguments))
         return rows, Around(before, await partitions_of(connection, source)) if source.partitions else None
+
+
+async def _confirmed(connection: Any, source: Source, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """The rows of a statement; none only where there are none of the relation that was described.
+
+    Asked before it and behind it, and of the server that reads: one that lags behind the description may catch up, and
+    one that does not never comes back to it. Raises NotAsDescribedError.
+    """
+    await _require_as_described(connection, source)
+    rows: Sequence[Any] = await bounded(connection, connection.fetch(sql, *arguments))
+    if not rows:
+        await _require_as_described(connection, source)
+    return rows
+
+
+async def _require_as_described(connection: Any, source: Source) -> None:
+    """Raise NotAsDescribedError where the relation is not the one described: then a statement reads nothing."""
+    if source.is_current != "true" and not await connection.fetchval(f"select {source.is_current}"):
+        raise NotAsDescribedError(str(source.relation))
 
 
 def key_changed(source: Source, before: str, now: str) -> Refusal:
@@ -451,7 +465,18 @@ def key_changed(source: Source, before: str, now: str) -> Refusal:
 class LeasedCursor:
     """A server-side cursor that gives its connection back when its lease is over, whoever is slow."""
 
-    def __init__(self, pool: Pool, source: Source, sql: str, arguments: Sequence[Any], lease_seconds: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        source: Source,
+        sql: str,
+        arguments: Sequence[Any],
+        lease_seconds: float,
+        *,
+        confirms: bool = False,
+    ) -> None:
+        """`confirms`: whether something ends where there are no rows, so that it is asked whether that is why."""
+        self._confirms = confirms
         self._pool = pool
         self._source = source
         self._sql = sql
@@ -485,6 +510,8 @@ class LeasedCursor:
                 if self._cursor is None:
                     await self._open()
                 rows: Sequence[Any] = await self._fetch(count)
+                if self._lease is None and self._confirms and not rows:
+                    await _require_as_described(self._connection, self._source)
                 if self._lease is None and self.around is not None:
                     partitions = await partitions_of(self._connection, self._source)
                     self.around = Around(self.around.before, partitions)
@@ -534,6 +561,8 @@ class LeasedCursor:
         await self._pool.require_current(self._connection)
         if self._source.partitions:
             self.around = Around(await partitions_of(self._connection, self._source), None)
+        if self._confirms:
+            await _require_as_described(self._connection, self._source)
         self._cursor = await self._connection.cursor(self._sql, *self._arguments)
 
     async def _expire(self, seconds: float) -> None:

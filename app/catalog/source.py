@@ -325,8 +325,13 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
     relation, columns = await columns_of(connection, store, feed)
     if beneath["is_foreign"]:
         columns = [_compared_here(column) if column.name == "id" else column for column in columns]
-    source = build(store.name, feed, relation, columns)
-    seen = _SEEN.format(relation=literal(str(relation)), oids=",".join(map(str, beneath["oids"] or [0])))
+    # PostgreSQL keeps a policy in a prepared statement as it held then, whoever has become a member of which role.
+    source = build(store.name, feed, relation, columns, note=beneath["seen"] if beneath["has_policies"] else "")
+    seen = _SEEN.format(
+        relation=literal(str(relation)),
+        oids=",".join(map(str, beneath["oids"] or [0])),
+        roles=_ROLES if beneath["has_policies"] else "null",
+    )
     source = msgspec.structs.replace(source, is_current=f"(select {seen}) = {literal(beneath['seen'])}")
     if beneath["parents"]:
         partitions = _PARTITIONS.format(parents=",".join(map(str, beneath["parents"])))
@@ -383,8 +388,11 @@ def _compared_here(id: Column) -> Column:
     return msgspec.structs.replace(id, collation='pg_catalog."C"')
 
 
-def build(store: str, feed: FeedName, relation: Relation, columns: list[Column]) -> Source:
-    """The source of described columns. Raises Refusal(SOURCE_UNUSABLE) naming the column and its cure."""
+def build(store: str, feed: FeedName, relation: Relation, columns: list[Column], *, note: str = "") -> Source:
+    """The source of described columns; with a note in the SQL, statements are prepared for each anew.
+
+    Raises Refusal(SOURCE_UNUSABLE) naming the column and its cure.
+    """
     by_name = {column.name: column for column in columns}
     for name in REQUIRED[feed]:
         if name not in by_name:
@@ -396,7 +404,7 @@ def build(store: str, feed: FeedName, relation: Relation, columns: list[Column])
     expressions = [f"{expression(relation, column)} as {quoted(column.name)}" for column in served]
     flag = " and ".join(_plain_conditions(served, REQUIRED[feed]))
     select = f"select ({flag}) as plain,\n  " + ",\n  ".join(expressions)
-    origin = f"{relation} as s"
+    origin = f"{relation} as s /* {note} */" if note else f"{relation} as s"
     dated = ""
     read = [column.name for column in served]
     if (modified_at := by_name.get("modified_at")) is not None:
@@ -689,8 +697,22 @@ _SEEN = """concat_ws(
       where a.attrelid = to_regclass({relation}) and a.attname in ('id', 'modified_at')
     ),
     (select sum(r.xmin::text::int8) from pg_catalog.pg_rewrite as r where r.ev_class in ({oids})),
-    (select sum(c.xmin::text::int8) from pg_catalog.pg_class as c where c.oid in ({oids}))
+    (select sum(c.xmin::text::int8) from pg_catalog.pg_class as c where c.oid in ({oids})),
+    {roles}
   )"""
+
+_ROLES = """(select sum(m.xmin::text::int8) from pg_catalog.pg_auth_members as m),
+    (
+      select concat(count(*) filter (where r.rolsuper), ' ', count(*) filter (where r.rolbypassrls))
+      from pg_catalog.pg_roles as r
+    )"""
+"""Who row level security is for."""
+
+_SEEN_NOW = _SEEN.format(
+    relation="format('%I.%I', $1::text, $2::text)",
+    oids="select oid from kept",
+    roles=f"case when (select bool_or(relrowsecurity) from relation) then concat_ws(' ', {_ROLES}) end",  # noqa: S608 (ours)
+)
 
 _BENEATH = f"""
 with recursive beneath (oid) as (
@@ -713,7 +735,9 @@ with recursive beneath (oid) as (
     select i.inhrelid from pg_inherits as i where i.inhparent = c.oid
   ) as below
 ), relation as (
-  select c.oid, c.relkind, c.relhassubclass, c.relispartition from beneath join pg_class as c on c.oid = beneath.oid
+  select c.oid, c.relkind, c.relhassubclass, c.relispartition, c.relrowsecurity
+  from beneath
+  join pg_class as c on c.oid = beneath.oid
 ), named as (
   select d.refclassid, d.refobjid
   from relation
@@ -746,7 +770,8 @@ with recursive beneath (oid) as (
 )
 select
   (select array_agg(oid::int8 order by oid) from kept) as oids,
-  {_SEEN.format(relation="format('%I.%I', $1::text, $2::text)", oids="select oid from kept")} as seen,
+  {_SEEN_NOW} as seen,
+  (select bool_or(relrowsecurity) from relation) as has_policies,
   (select array_agg(oid::int8 order by oid) from relation where relkind = 'p' or relhassubclass) as parents,
   exists (select from relation where relkind = 'f') as is_foreign,
   -- What a function reads is hidden in its text.

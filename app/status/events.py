@@ -322,6 +322,15 @@ class NoModifiedAt(Event, frozen=True):
     feed: str
 
 
+class DeltaOfAll(Event, frozen=True):
+    """A delta reached back to before the database failed over, or was made anew from a dump: everything is served."""
+
+    store: str
+    feed: str
+    seen: float
+    """Since when it has been known to go its own way, in unix seconds."""
+
+
 class PoolExhausted(Event, frozen=True):
     """No database connection became free in time."""
 

@@ -230,6 +230,10 @@ _RENDERED: dict[type[Event], Callable[..., str]] = {
     events.NoModifiedAt: lambda e: (
         f"{e.store}/{e.feed}: modified_after was asked, but the source has no modified_at: everything is served"
     ),
+    events.DeltaOfAll: lambda e: (
+        f"{e.store}/{e.feed}: modified_after lies before the database failed over, was restored or set back:"
+        " everything is served"
+    ),
     events.OffsetUnknown: lambda e: (
         f"{e.store}/{e.feed}: offset {e.offset} belongs to no walk; answered by counting rows"
     ),
