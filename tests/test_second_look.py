@@ -559,6 +559,43 @@ def test_row_security_that_comes_and_goes_ends_no_walk(
             changing.result(30)
 
 
+def test_a_role_that_is_taken_away_for_a_moment_blinds_no_statement_for_good(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    """PostgreSQL puts a policy into a statement when it is prepared, and whom it was for then."""
+    name = database.value("select current_database()")
+    feed, readers = f"feed_{name}", f"readers_{name}"
+    database.execute(f"create role {feed} login; create role {readers}; grant create on database {name} to {feed}")
+    database.execute("create schema shop; create table shop.customers (id bigint primary key, email text default 'e')")
+    database.execute("insert into shop.customers select generate_series(1, 250)")
+    database.execute(f"grant usage on schema shop to {feed}; grant select on shop.customers to {feed}")
+    database.execute("alter table shop.customers enable row level security")
+    database.execute(f"create policy p on shop.customers to {readers} using (true)")
+    database.execute(f"grant {readers} to {feed}")
+    config = one_store(database.dsn.replace("postgres:@", f"{feed}:@"), clerk, database="pool_size = 1")
+    service = serve(config)
+    paths = [f"/shop/customers?limit={limit}&offset={{}}" for limit in (50, 150)]
+    try:
+        # Last night's sync, by which a feed that broke is known.
+        for offset in range(0, 350, 50):
+            service.get(paths[0].format(offset))
+        service.stop()
+        service = serve(config)
+        database.execute(f"revoke {readers} from {feed}")
+        for path in paths:
+            service.get(path.format(0))
+        database.execute(f"grant {readers} to {feed}")
+        found = [id for offset in range(0, 300, 50) for id in ids(service.get(paths[0].format(offset)).lines)]
+        assert found == list(range(1, 251))
+        found = [id for offset in (0, 150) for id in ids(service.get(paths[1].format(offset)).lines)]
+        assert found == list(range(1, 251))
+    finally:
+        service.stop()
+        database.execute(
+            f"drop owned by {feed} cascade; drop role {feed}; drop owned by {readers}; drop role {readers}"
+        )
+
+
 def test_a_partition_that_was_just_attached_is_split_itself(
     database: Database, clerk: FakeClerk, serve: Serve, loop: Loop
 ) -> None:

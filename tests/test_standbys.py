@@ -5,8 +5,10 @@ import random
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,20 @@ class Pair:
         # The wheel's servers may allow no replication over their socket.
         self.database.execute("alter system set wal_receiver_status_interval = '100ms'")
         self.standby = self.primary.standby(folder / "s")
+        self._folder, self._others = folder, ExitStack()
+
+    def another_standby(self) -> Postgres:
+        (self._folder / "t").mkdir()
+        (self._folder / "t").chmod(0o755)
+        standby = self.primary.standby(self._folder / "t")
+        self._others.callback(standby.discard)
+        return standby
+
+    def discard(self) -> None:
+        self.database.close()
+        self._others.close()
+        self.standby.discard()
+        self.primary.discard()
 
     def lag(self, *, paused: bool) -> None:
         """Let the standby replay nothing more, or everything again."""
@@ -118,9 +134,7 @@ def pair(loop: Loop) -> Iterator[Pair]:
     folder.chmod(0o755)
     made = Pair(folder, loop)
     yield made
-    made.database.close()
-    made.standby.discard()
-    made.primary.discard()
+    made.discard()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -332,6 +346,58 @@ def test_a_stream_does_not_go_on_from_a_standby_that_lags(pair: Pair, clerk: Fak
             pair.lag(paused=False)
     [cut] = service.events("CutOff")
     assert "standby-behind" in str(cut) or "no standby has shown" in str(cut)
+
+
+@pytest.mark.slow
+def test_what_a_standby_that_lags_does_not_read_is_not_the_end_because_another_one_would(
+    pair: Pair, loop: Loop, clerk: FakeClerk, serve: Serve
+) -> None:
+    """The primary describes the source, one standby is behind it, and the other one is not."""
+    stores = [f"s{number}" for number in range(6)]
+    database, over, stop = pair.database, time.monotonic() + 15, threading.Event()
+    database.execute("create schema raw")
+    database.execute(PRODUCTS.replace("{s}", "raw"))
+    database.execute("insert into raw.products (id) select generate_series(1, 2000)")
+    database.execute("create schema shop; create materialized view shop.products as select * from raw.products")
+    database.execute("create unique index on shop.products (id)")
+    far = pair.another_standby()
+    with closing(Database(loop, far.dsn)) as lagging:
+        lagging.execute("alter system set recovery_min_apply_delay = '900ms'")
+        lagging.execute("select pg_reload_conf()")
+    hosts = ",".join(server.sockets.replace("/", "%2F") for server in (pair.standby, far))
+    dsn = f"postgresql://postgres@{hosts}/postgres"
+    config = base_config(dsn, clerk.verify_url, database=f'state_dsn = "{pair.primary.dsn}"\npool_size = 8')
+    for store in stores:
+        config += f'[stores.{store}]\npublic_key = "key-{store}"\n'
+        config += f'[stores.{store}.feeds.products]\nsource = "shop.products"\n'
+    service = serve(config)
+
+    def refresh() -> None:
+        with closing(Database(loop, pair.primary.dsn)) as other:
+            while not stop.is_set():
+                other.execute("refresh materialized view shop.products")
+                stop.wait(1.2)
+
+    def walks(store: str) -> list[int]:
+        """How many items each walk had that came to its end."""
+        counts: list[int] = []
+        while time.monotonic() < over:
+            found: list[int] = []
+            while (answer := service.get(f"/{store}/products?limit=200&offset={len(found)}")).status == 200:
+                found += ids(answer.lines)
+                if not answer.lines:
+                    counts.append(len(set(found)))
+                    break
+                time.sleep(random.uniform(0.02, 0.15))  # noqa: S311 (no secret)
+        return counts
+
+    with ThreadPoolExecutor(len(stores) + 1) as threads:
+        refreshing = threads.submit(refresh)
+        counts = [count for found in threads.map(walks, stores) for count in found]
+        stop.set()
+        refreshing.result(30)
+    assert counts
+    assert set(counts) == {2000}
 
 
 def test_databases_made_anew_from_dumps_have_histories_of_their_own(
