@@ -23,6 +23,7 @@ from app.access.gate import Gate
 from app.catalog.ahead import Ahead, Place
 from app.catalog.bookmarks import KEPT_HOURS, Bookmark, Bookmarks, Page
 from app.catalog.guard import Ending, Guard
+from app.catalog.histories import Reach
 from app.catalog.reader import BATCH_ROWS, CHUNK_BYTES, Reader
 from app.catalog.small_pages import MOST_ROWS as SMALL_ROWS
 from app.catalog.small_pages import SmallPages
@@ -156,8 +157,8 @@ class Answer:
         """When the walk began that it is a page of, where that is a delta."""
         self.settled = self._settled_by(self._began)
         """Of such a delta: from when on its items come by the id, as a timestamptz in text."""
-        self._history_seen = -math.inf
-        """Since when the database has gone its own way: a delta that reaches back to before then is of everything."""
+        self._reach = Reach()
+        """How far it must go back where it is a delta, beside what it names."""
         self._since = self._changed_since()
         self._repeated = False
         self._next: str | None = None
@@ -298,8 +299,8 @@ class Answer:
                 raise Refusal(PARAMETER_INVALID, f"order={wanted.order[:60]!r}: {rule}.")
             _require_key(source, wanted.after)
             return Span(Position(wanted.after), from_client=True), None, False
-        if self._since is not None and self.writes and not source.rendered:
-            self._history_seen = await self._catalog.bookmarks.history_seen()
+        if self._since is not None and self.writes:
+            self._reach = await self._catalog.bookmarks.reach(source, self._since)
             self._since = self._changed_since()
         if not wanted.offset:
             if not self._incremental and self._catalog.reader.reads_standbys and self.writes:
@@ -449,10 +450,13 @@ class Answer:
         seconds_ago = min(max(seconds_ago, 0.0), _MOST_SECONDS)
         # It is kept as it was asked for: the pages of a delta are known by it.
         since = min(since, self._asked) - self.store.incremental_overlap.seconds - seconds_ago
-        if since <= self._history_seen:
+        # Each refresh knows its own history.
+        if since <= self._reach.history and not self._source.rendered:
             if not self._wanted.offset:
-                self._emit(DeltaOfAll(store=self.store.name, feed=self._source.feed, seen=self._history_seen))
+                self._emit(DeltaOfAll(store=self.store.name, feed=self._source.feed, seen=self._reach.history))
             return -math.inf
+        # What a full walk that ended since may have missed; see the overlap.
+        since = min(since, self._reach.walk - self.store.incremental_overlap.seconds)
         until = self._source.rendered_until
         if until is not None and since <= until.left_behind:
             return min(since, max(until.last_before(since) - self.store.incremental_overlap.seconds, 0.0))

@@ -117,9 +117,9 @@ class Bookmarks:
         self._resume_seconds = resume_seconds
         self._emit = emit
 
-    async def history_seen(self) -> float:
-        """Since when the database has gone its own way, see histories.seen. Raises Refusal."""
-        return await self._patiently(histories.seen)
+    async def reach(self, source: Source, since: float) -> histories.Reach:
+        """How far a delta must reach back beside what it names, see histories.reach. Raises Refusal."""
+        return await self._patiently(lambda connection: histories.reach(connection, source.store, source.feed, since))
 
     async def find(self, source: Source, offset: int, limit: int, *, since: float | None) -> Bookmark | None:
         """The bookmark a page at this offset starts from; `since`: the modified_after of a delta, in unix seconds.

@@ -662,6 +662,7 @@ with refreshes as (
   from clerk_feed.refresh as f
   join clerk_feed.rendered as r on r.id = f.rendered
   where r.store = $1 and r.feed = $2 and f.outcome = 'done' and f.visible is not null
+    and f.timeline = (select clerk_feed.timeline())
   order by f.id desc
   limit {_REFRESHES_KNOWN}
 )
