@@ -194,3 +194,41 @@ def test_deltas_of_a_rendered_feed_are_of_everything_once_an_operator_says_that_
     assert index.delta() == 0
     assert set_back(index.service).returncode == 0
     assert index.delta() == 250
+
+
+def test_what_a_delta_brought_while_a_full_sync_was_under_way_comes_again(
+    database: Database, clerk: FakeClerk, serve: Serve
+) -> None:
+    """Clerk deletes it at the end of that sync, which had passed its place; the overlap may be over by then."""
+    shop_of_old_products(database)
+    database.execute("delete from shop.products where id = 7")
+    index = Index(serve(configured_with(database.dsn, clerk, "0s")))
+    index.full_sync()
+    full = {item["id"]: item["name"] for item in index.service.get("/shop/products?limit=100&offset=0").lines}
+    database.execute("insert into shop.products (id, name, modified_at) values (7, 'new', now())")
+    assert index.delta() == 1
+    for offset in (100, 200, 300):
+        answer = index.service.get(f"/shop/products?limit=100&offset={offset}")
+        full |= {item["id"]: item["name"] for item in answer.lines}
+    assert answer.status == 200
+    assert not answer.lines
+    index.held = full
+    assert 7 not in index.held
+    assert index.delta() == 1
+    assert index.held == shown(database)
+    assert index.delta() == 0
+
+
+def test_a_dump_brought_into_a_schema_that_a_service_has_just_made_is_seen(
+    create_database: Callable[..., Database], loop: Loop, clerk: FakeClerk, serve: Serve
+) -> None:
+    database = create_database()
+    shop_of_old_products(database)
+    service = serve(configured_with(database.dsn, clerk, "0s"))
+    # A service was faster than pg_restore: of our tables the dump's rows are added.
+    database.execute("insert into clerk_feed.history (timeline, seen) values ('of the dump', '-infinity')")
+    index = Index(service)
+    index.synced = time.time() - 60
+    assert index.delta() == 250
+    index.delta()
+    assert index.delta() == 0
