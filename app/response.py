@@ -77,7 +77,8 @@ class FeedResponse:
         self._headers = headers
         if complete:
             length = sum(map(len, head))
-            self._headers.append((b"content-length", str(length).encode()))
+            # First: to a client that is lenient, a head that is cut before it is one of an empty body.
+            self._headers.insert(0, (b"content-length", str(length).encode()))
 
     @classmethod
     async def begin(

@@ -81,6 +81,23 @@ def test_a_table_truncated_in_the_middle_of_a_walk_holds_it_back(synced: Shop) -
     assert held_back(synced.get("products?limit=50&offset=50"))
 
 
+@pytest.mark.parametrize(("count", "limit", "sent"), [(1000, 100, 900), (45, 25, 25)])
+def test_nor_does_it_end_where_most_was_sent_before_the_table_was_emptied(
+    catalog: Shop, count: int, limit: int, sent: int
+) -> None:
+    """A nightly import that empties it and fills it again in two transactions, with the moments of before."""
+    catalog.execute(f"insert into {{s}}.products (id) select generate_series(1, {count})")
+    assert len(catalog.walk("products", limit)) == count
+    catalog.let_the_sync_be_over()
+    catalog.execute("create table {s}.kept as select * from {s}.products")
+    for offset in range(0, sent, limit):
+        assert len(catalog.items(f"products?limit={limit}&offset={offset}")) == limit
+    catalog.execute("truncate {s}.products")
+    assert held_back(catalog.get(f"products?limit={limit}&offset={sent}"))
+    catalog.execute("insert into {s}.products select * from {s}.kept")
+    assert len(catalog.walk("products", limit)) == count
+
+
 def test_the_whole_feed_in_one_answer_is_guarded(synced: Shop) -> None:
     assert len(synced.items("products")) == 200
     synced.execute("delete from {s}.products where id > 100")

@@ -318,6 +318,15 @@ def test_a_schema_of_a_newer_version_is_refused(tmp_path: Path, database: Databa
     assert "newer version" in output
 
 
+def test_a_schema_from_a_dump_without_its_data_is_refused(tmp_path: Path, database: Database, serve: Serve) -> None:
+    config = base_config(database.dsn, VERIFY_URL) + STORE
+    serve(config).stop()
+    database.execute("truncate clerk_feed.migration")
+    output = refused(tmp_path, config)
+    assert "drop schema clerk_feed cascade" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_it_with_status_0(database: Database, serve: Serve, number: signal.Signals) -> None:
     service = serve(base_config(database.dsn, VERIFY_URL) + STORE)

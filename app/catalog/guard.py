@@ -103,6 +103,10 @@ class Guard:
                 # What the row of this walk holds beyond that is another importer's.
                 known = await connection.fetchrow(_KNOWN, store.name, source.feed, ending.walk, ending.holds)
                 measure = _measure(known)
+        if not inexact and ending.in_parts and items and not broken and await self._is_empty(connection, source):
+            # Truncated behind a page, and perhaps to be filled again: what was sent is not all there will be.
+            broken = shrunk(0, 0, items if known["accepted"] is None else known["accepted"], settings)
+            items = 0 if broken else items
         # Clerk deletes nothing of what both this walk and one that did not end were sent, whatever became of it.
         small = shrunk(items, invalid, finished, settings) or shrunk(sent, invalid, measure, settings)
         if not broken and not small:
@@ -248,6 +252,16 @@ class Guard:
                 continue
             return items if counting == source.count_ids else min(items, most)
         return None
+
+    async def _is_empty(self, connection: Any, source: Source) -> bool:
+        """Whether the feed has no valid item at all; not where that takes too long to find out, or an item fails."""
+        try:
+            async with connection.transaction():
+                await connection.execute(f"set local statement_timeout = '{_COUNT_SECONDS:g}s'")
+                any_left = f"select exists (select from {source.origin} where {source.valid})"  # noqa: S608 (quoted)
+                return not await connection.fetchval(any_left)
+        except asyncpg.PostgresError:
+            return False
 
     async def require_none_held_back(self, store: Store, source: Source) -> None:
         """Return unless the last full walk to end was held back. Raises Refusal(FEED_SHRUNK).

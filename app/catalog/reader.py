@@ -139,7 +139,8 @@ class Reader:
                 )
             except CHANGED as error:
                 if described_again:
-                    if not isinstance(error, asyncpg.InvalidCachedStatementError | NotAsDescribedError):
+                    passes = isinstance(error, asyncpg.InvalidCachedStatementError | NotAsDescribedError)
+                    if not passes and pool is self._pool:
                         raise self._failed(source, parts[0], error) from error
                     # Every connection may have it prepared from before the change; each goes with its statement. And
                     # another server may be behind the one that described it.
@@ -428,7 +429,8 @@ async def _fetched_around(
 ) -> tuple[Sequence[Any], Around | None]:
     async with pool.connection() as connection:
         before = await partitions_of(connection, source)
-        if confirms:
+        # A server that lags must not prepare a policy as it was, in the text that stands for what it is.
+        if confirms or source.has_policies:
             rows = await _confirmed(connection, source, sql, arguments)
         else:
             rows = await bounded(connection, connection.fetch(sql, *arguments))
@@ -476,7 +478,7 @@ class LeasedCursor:
         confirms: bool = False,
     ) -> None:
         """`confirms`: whether something ends where there are no rows, so that it is asked whether that is why."""
-        self._confirms = confirms
+        self._confirms = confirms or source.has_policies
         self._pool = pool
         self._source = source
         self._sql = sql

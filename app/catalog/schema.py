@@ -78,6 +78,12 @@ async def _migrate(connection: Any, wanted: list[Migration]) -> list[Migration]:
                     " Run the newer version again, or drop the schema: it holds no data of the shop, but how large its"
                     " feeds were, so that nothing holds back a broken one until the next full sync has ended."
                 )
+            if not done and await connection.fetchval("select to_regclass('clerk_feed.walk') is not null"):
+                raise SchemaError(
+                    "The schema clerk_feed has tables, but no record of its migrations: it comes from a dump without"
+                    " its data, perhaps. It holds no data of the shop: drop schema clerk_feed cascade; start again, and"
+                    " let a full sync follow."
+                )
             applied = [migration for migration in wanted if migration.number > done]
             for migration in applied:
                 await connection.execute(migration.sql, timeout=_MIGRATION_SECONDS)

@@ -164,6 +164,8 @@ class Source(msgspec.Struct, frozen=True):
     """What it told before."""
     looks_late: bool = False
     """Whether a function or another server may look for some of its rows after a statement has begun."""
+    has_policies: bool = False
+    """Whether row level security decides on some of its rows."""
     is_elsewhere: bool = False
     """Whether another server has some of its rows, and may show a transaction one state of them to its end."""
     zoned: bool = True
@@ -332,7 +334,8 @@ async def describe(connection: Any, store: Store, feed: FeedName) -> Source:
         oids=",".join(map(str, beneath["oids"] or [0])),
         roles=_ROLES if beneath["has_policies"] else "null",
     )
-    source = msgspec.structs.replace(source, is_current=f"(select {seen}) = {literal(beneath['seen'])}")
+    is_current = f"(select {seen}) = {literal(beneath['seen'])}"
+    source = msgspec.structs.replace(source, is_current=is_current, has_policies=bool(beneath["has_policies"]))
     if beneath["parents"]:
         partitions = _PARTITIONS.format(parents=",".join(map(str, beneath["parents"])))
         seen = await connection.fetchval(partitions)
@@ -704,8 +707,9 @@ _SEEN = """concat_ws(
 
 _ROLES = """(select sum(m.xmin::text::int8) from pg_catalog.pg_auth_members as m),
     (
-      select concat(count(*) filter (where r.rolsuper), ' ', count(*) filter (where r.rolbypassrls))
+      select string_agg(concat(r.oid, r.rolsuper, r.rolbypassrls, r.rolinherit), ' ' order by r.oid)
       from pg_catalog.pg_roles as r
+      where r.rolsuper or r.rolbypassrls or not r.rolinherit
     )"""
 """Who row level security is for."""
 

@@ -80,6 +80,8 @@ select
     from pg_index as i
     where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate
       and i.indnkeyatts = 1 and i.indkey[0] = a.attnum and i.indpred is null
+      -- An index knows nothing of tables that inherit.
+      and (c.relkind = 'p' or not c.relhassubclass)
   ) as is_unique
 from pg_class as c
 join pg_namespace as n on n.oid = c.relnamespace
