@@ -10,3 +10,6 @@ comment on table clerk_feed.history is
 
 -- Nothing is known of before: this is taken for the beginning.
 insert into clerk_feed.history (timeline, seen) values (clerk_feed.timeline(), '-infinity');
+
+-- A delta asks which full walks have ended since the moment it names; most walks are deltas.
+create index on clerk_feed.walk (store, feed, id) where not incremental;

@@ -15,8 +15,9 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.catalog.pool import Patience, Pool, state_unavailable
+from app.catalog.pool import LOST, Patience, Pool, state_unavailable
 from app.catalog.source import Source
+from app.catalog.statements import any_statement
 from app.protocol.feeds import FeedName
 from app.protocol.problems import FEED_SHRUNK, SOURCE_FAILED, Refusal
 from app.settings import FeedSettings, Store
@@ -258,8 +259,9 @@ class Guard:
         try:
             async with connection.transaction():
                 await connection.execute(f"set local statement_timeout = '{_COUNT_SECONDS:g}s'")
-                any_left = f"select exists (select from {source.origin} where {source.valid})"  # noqa: S608 (quoted)
-                return not await connection.fetchval(any_left)
+                return not await connection.fetchval(any_statement(source))
+        except LOST:
+            raise
         except asyncpg.PostgresError:
             return False
 

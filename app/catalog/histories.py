@@ -26,9 +26,8 @@ class Reach(msgspec.Struct, frozen=True):
 
 async def reach(connection: Any, store: str, feed: FeedName, since: float) -> Reach:
     """What a delta of a feed must know that reads what changed since a moment, in unix seconds."""
-    history = await seen(connection)
-    walk: float | None = await connection.fetchval(_FIRST_WALK, store, feed, since)
-    return Reach(history, math.inf if walk is None else walk)
+    row = await connection.fetchrow(_REACH, store, feed, since)
+    return Reach(row["history"], math.inf if row["walk"] is None else row["walk"])
 
 
 async def seen(connection: Any) -> float:
@@ -48,7 +47,7 @@ async def forget(connection: Any) -> None:
 
 
 # One that was there from the start and is not the only one has had a dump brought into it.
-_SEEN = """
+_NOTED = """
 with known as materialized (
   select case when seen > '-infinity' or not exists (select from clerk_feed.history as o where o.timeline <> h.timeline)
     then seen end as seen
@@ -60,17 +59,26 @@ with known as materialized (
   where not exists (select from known where seen is not null)
   on conflict (timeline) do update set seen = greatest(history.seen, excluded.seen)
 )
-select extract(epoch from coalesce((select seen from known), now()))::float8
 """
 
+_HISTORY = "extract(epoch from coalesce((select seen from known), now()))::float8"
+
+_SEEN = f"{_NOTED} select {_HISTORY}"
+
 # Where importers met, pages of one walk may be booked on the row of another, which then ends in its stead.
-_FIRST_WALK = """
-with lately as (
+_REACH = f"""
+{_NOTED.rstrip()}, lately as (
   select started, ended from clerk_feed.walk
   where store = $1 and feed = $2 and not incremental and last_page > to_timestamp($3::float8)
 )
-select extract(epoch from min(started))::float8 from lately where exists (select from lately where ended = 'finished')
-"""
+select
+  {_HISTORY} as history,
+  (
+    select extract(epoch from min(started))::float8
+    from lately
+    where exists (select from lately where ended = 'finished')
+  ) as walk
+"""  # noqa: S608 (our own)
 
 _FORGET = """
 insert into clerk_feed.history (timeline)

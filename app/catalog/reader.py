@@ -475,7 +475,7 @@ class LeasedCursor:
         arguments: Sequence[Any],
         lease_seconds: float,
         *,
-        confirms: bool = False,
+        confirms: bool,
     ) -> None:
         """`confirms`: whether something ends where there are no rows, so that it is asked whether that is why."""
         self._confirms = confirms or source.has_policies

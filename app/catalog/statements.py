@@ -214,6 +214,11 @@ def moved_statement(source: Source, part: Part) -> tuple[str, list[Any]] | None:
     ]
 
 
+def any_statement(source: Source) -> str:
+    """The SQL that tells whether there is a valid item."""
+    return f"select exists (select from {source.origin} where {source.valid})"  # noqa: S608 (quoted)
+
+
 def overlap_statement(source: Source, after: str, until: str | None) -> tuple[str, list[Any]]:
     """The SQL that counts the valid items behind a key, up to another one, None for the end; and its arguments."""
     id, compared, cast = source.key.column, source.key.compared, _key_cast(source)
